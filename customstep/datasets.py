@@ -1,0 +1,308 @@
+"""Images for training and evaluation: the embedded set, any TFDS image set, or a folder of images.
+
+    gan.fit(load_images("fashion_mini", batch_size=32), epochs=10)
+"""
+
+import difflib
+import pathlib
+import re
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import requests
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+__all__ = ["ImageSet", "load_images", "read_images"]
+
+EMBEDDED = "fashion_mini"
+HERE = pathlib.Path(__file__).parent
+ASSETS = HERE / "assets" if (HERE / "assets").is_dir() else HERE.parent / "assets"  # wheel, clone
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+
+
+class ImageSet(NamedTuple):
+    """Images in memory with their labels: what `read_images` returns.
+
+    Attributes:
+        images: uint8 array `(n, height, width, channels)`.
+        labels: int32 array `(n,)`, indices into `class_names`; -1 where TFDS has no label.
+        class_names: tuple of str.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple
+
+    def batches(self, batch_size, *, image_range=(-1.0, 1.0), shuffle=True, seed=0):
+        """A `tf.data.Dataset` of `(images, labels)`; see `load_images` for arguments and errors."""
+        _check_image_range(image_range)
+        _check_batch_size(batch_size, len(self.labels), shuffle)
+        low, high = map(float, image_range)
+        with tf.device("CPU"):
+            all_images, all_labels = tf.constant(self.images), tf.constant(self.labels)
+
+        def gather(indices):
+            unit = tf.cast(tf.gather(all_images, indices), tf.float32) / 255.0
+            return low * (1.0 - unit) + high * unit, tf.gather(all_labels, indices)
+
+        # Shuffling indices is a whole shuffle at no cost; a batch is gathered and scaled at once.
+        order = tf.data.Dataset.range(len(self.labels))
+        if shuffle:
+            order = order.shuffle(len(self.labels), seed=seed, reshuffle_each_iteration=True)
+        order = order.batch(batch_size, drop_remainder=shuffle)
+        return order.map(gather, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def load_images(
+    source=EMBEDDED,
+    split="train",
+    *,
+    batch_size,
+    image_range=(-1.0, 1.0),
+    shuffle=True,
+    seed=0,
+    image_size=None,
+    data_dir=None,
+):
+    """Batches of images and labels, ready for `fit` (shuffled) or `evaluate` (`shuffle=False`).
+
+    The set is read once and held in memory as uint8. The number of batches is known, so Keras's
+    progress bar shows it.
+
+    Args:
+        source: what to read; a name that TFDS knows is always that data set.
+            "fashion_mini": the embedded set, which needs no network.
+            "cifar10", "cifar10:3.0.2", "cifar10_corrupted/fog_1": a TFDS image data set.
+            Anything else is the path of a folder (`"./mnist"` for a folder with the name of a
+            data set): of images (one class); of sub-folders of images (one class each, sorted by
+            name); or of a prepared TFDS data set.
+        split: such as "train", "test" or "train[:10%]". A folder of images has only "train".
+        batch_size: int, at least 1.
+        image_range: `(low, high)`, the values of black (0) and white (255), met exactly.
+        shuffle: True for training: a new order each epoch, and no short last batch, which would
+            cost a second trace. False for evaluation: the stored order, every image.
+        seed: int; equal seeds give equal orders, epoch by epoch.
+        image_size: `(height, width)`, or None for the size the images have; see `read_images`.
+        data_dir: folder of TFDS's prepared data sets and downloads, or None for TFDS's default.
+
+    Returns:
+        `tf.data.Dataset` of `(images, labels)`: float32 `(batch, height, width, channels)` in
+        `image_range`, and int32 `(batch,)`. A set without class labels has label 0 everywhere.
+
+    Raises:
+        ValueError: no such source or split, no image or a damaged one, images of several sizes
+            without `image_size`, or an argument outside its range.
+        ConnectionError: a TFDS set that is not prepared yet cannot be downloaded.
+
+    Example:
+
+        batches = load_images("fashion_mini", batch_size=32)
+        images, labels = next(iter(batches))  # (32, 28, 28, 1) in [-1, 1], (32,)
+    """
+    image_set = read_images(source, split, image_size=image_size, data_dir=data_dir)
+    return image_set.batches(batch_size, image_range=image_range, shuffle=shuffle, seed=seed)
+
+
+def read_images(source=EMBEDDED, split="train", *, image_size=None, data_dir=None):
+    """A whole set of images as arrays, with its class names: for grids and for evaluation.
+
+    Give `image_size` for images of several sizes, or to keep a large set small in memory: each
+    image is cropped around its centre to the aspect ratio, then resized (bilinear, antialiased).
+    Files are turned upright by their EXIF tag; their transparency is dropped. All gray files give
+    one channel, otherwise three.
+
+    Args:
+        source, split, image_size, data_dir: as for `load_images`, with the same errors.
+
+    Returns:
+        An `ImageSet`. A set without class labels is one class with the name of the set.
+
+    Example:
+
+        images, labels, class_names = read_images("fashion_mini", "test")
+        class_names[labels[0]]  # the name of the first image's class
+    """
+    _check_image_size(image_size)
+    folder = ASSETS / EMBEDDED / "1.0.0" if source == EMBEDDED else pathlib.Path(source).expanduser()
+    names = tfds.list_builders(with_community_datasets=False)
+    if isinstance(source, str) and re.split("[/:]", source)[0] in names:
+        return _read_tfds(_prepared_builder(source, data_dir), split, image_size)
+    if (folder / "dataset_info.json").is_file():
+        return _read_tfds(tfds.builder_from_directory(folder), split, image_size)
+    if folder.is_dir():
+        return _read_folder(folder, split, image_size)
+    near = difflib.get_close_matches(str(source).lower(), [EMBEDDED, *names])
+    raise ValueError(
+        f"There is no data set '{source}'. Expected '{EMBEDDED}', a name that TFDS knows or the path "
+        f"of a folder; received {str(source)!r}, which is none of them. "
+        + (f"Did you mean {' or '.join(map(repr, near))}?" if near else "Check the spelling.")
+    )
+
+
+def _prepared_builder(name, data_dir):
+    """The TFDS builder of a data set that is on disk, downloaded first if need be."""
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
+    except (AssertionError, ValueError) as error:  # TFDS asserts that it knows the version
+        raise ValueError(
+            f"TFDS cannot open the data set '{name}'. Expected a configuration and a version that "
+            f"it knows; received '{name}' ({error}). Write 'name', 'name/config' or 'name:version'."
+        ) from error
+    if not (builder.data_path / "dataset_info.json").exists():
+        _require_files_or_network(builder)
+        config = tfds.download.DownloadConfig(try_download_gcs=False)
+        builder.download_and_prepare(download_config=config)
+    return builder
+
+
+def _require_files_or_network(builder):
+    """Learn in seconds that a download is impossible: TFDS retries for minutes."""
+    manual = builder.data_dir_root / "downloads" / "manual"
+    urls = {url: info.filename or url for url, info in (builder.url_infos or {}).items()}
+    missing = {url: file for url, file in urls.items() if not (manual / file).exists()}
+    url = next((url for url in missing if url.startswith("http")), None)
+    if url is None or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:  # which TFDS shows if files are missing
+        return
+    try:
+        with requests.get(url, stream=True, timeout=5) as response:
+            if response.status_code >= 500:  # such as a proxy without a way out
+                response.raise_for_status()
+    except requests.RequestException as error:
+        raise ConnectionError(
+            f"Cannot download the data set '{builder.name}': '{url}' does not answer "
+            f"({type(error).__name__}). Expected a network, the prepared data set in "
+            f"'{builder.data_path}', or the published files in '{manual}'; received no answer, and "
+            f"no {', '.join(missing.values())}. Put the files or the prepared folder there, or use "
+            f"the embedded data set, source='{EMBEDDED}'."
+        ) from error
+
+
+def _read_tfds(builder, split, image_size):
+    features = builder.info.features
+    image, label = features.get("image"), features.get("label")
+    if not isinstance(image, tfds.features.Image) or image.dtype != np.uint8:
+        raise ValueError(
+            f"The data set '{builder.name}' has no images. Expected a feature 'image' of uint8 "
+            f"images; received the features {list(features)}. Choose an image data set."
+        )
+    if image_size is None and None in image.shape:
+        raise _mixed_sizes(f"data set '{builder.name}'", image.shape)
+    _check_split(builder.name, builder.info.splits, split)
+    labelled = isinstance(label, tfds.features.ClassLabel)
+
+    def select(example):
+        pixels = _fit(example["image"], image_size) if image_size else example["image"]
+        return pixels, tf.cast(example["label"] if labelled else 0, tf.int32)
+
+    wanted = {"image": True, "label": True} if labelled else {"image": True}
+    examples = builder.as_dataset(split=split, decoders=tfds.decode.PartialDecoding(wanted))
+    batches = examples.map(select, num_parallel_calls=tf.data.AUTOTUNE).batch(256)
+    images, labels = map(np.concatenate, zip(*tfds.as_numpy(batches)))
+    return ImageSet(images, labels, tuple(label.names) if labelled else (builder.name,))
+
+
+def _read_folder(folder, split, image_size):
+    _check_split(folder, {"train": None}, split)
+    files = _image_files(folder)
+    classes = [path for path in sorted(folder.glob("[!.]*/")) if _image_files(path)]
+    if bool(files) == bool(classes):
+        raise ValueError(
+            f"The folder '{folder}' is not a set of images. Expected images ({', '.join(SUFFIXES)})"
+            f", or a sub-folder of images for each class; received {'both' if files else 'neither'}. "
+            f"Name another folder, or move the images."
+        )
+    groups = [files] if files else [_image_files(path) for path in classes]
+    images = []
+    for file in (file for group in groups for file in group):
+        pixels = _read_file(file)
+        images.append(_fit(pixels, image_size).numpy() if image_size else pixels)
+        if images[-1].shape[:2] != images[0].shape[:2]:
+            raise _mixed_sizes(f"folder '{folder}'", [images[0].shape[:2], images[-1].shape[:2]])
+    channels = max(pixels.shape[-1] for pixels in images)
+    images = [np.broadcast_to(pixels, (*pixels.shape[:2], channels)) for pixels in images]
+    labels = np.repeat(np.arange(len(groups), dtype=np.int32), [len(group) for group in groups])
+    names = [folder.resolve()] if files else classes
+    return ImageSet(np.stack(images), labels, tuple(path.name for path in names))
+
+
+def _image_files(folder):
+    paths = sorted(folder.glob("[!.]*"))
+    return [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
+
+
+def _read_file(path):
+    """One file as a uint8 array `(height, width, 1 or 3)`."""
+    try:
+        with PIL.Image.open(path) as image:
+            if image.mode[0] in "IF":
+                raise OSError("more than 8 bits a channel")
+            image = PIL.ImageOps.exif_transpose(image)
+            pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's PNG reader raises SyntaxError
+        raise ValueError(
+            f"Cannot read the image '{path}'. Expected a whole PNG, JPEG, BMP, GIF or WebP file of "
+            f"8 bits a channel; received one that fails ({error}). Replace or remove the file."
+        ) from error
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _fit(image, size):
+    """Crop a uint8 `(h, w, c)` image around its centre to the shape of `size`, and resize it."""
+    height, width = tf.shape(image)[0], tf.shape(image)[1]
+    rows = tf.clip_by_value(width * size[0] // size[1], 1, height)
+    columns = tf.clip_by_value(height * size[1] // size[0], 1, width)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    image = image[top : top + rows, left : left + columns]
+    # Antialiased bilinear averages areas to shrink, as "area" does, but enlarges without blocks.
+    return tf.cast(tf.round(tf.image.resize(image, size, antialias=True)), tf.uint8)
+
+
+def _mixed_sizes(what, received):
+    return ValueError(
+        f"The images of the {what} differ in size. Expected one size, or `image_size`; received "
+        f"{received}. Pass image_size=(height, width)."
+    )
+
+
+def _check_split(name, splits, split):
+    try:
+        if splits[split] is None or splits[split].num_examples:
+            return
+    except (KeyError, ValueError):
+        pass
+    raise ValueError(
+        f"'{name}' has no images in the split '{split}'. Expected one of {list(splits)}, or a part "
+        f"such as 'train[:10%]' of a TFDS set; received {split!r}. Correct the split, or name the "
+        f"sub-folder of a folder."
+    )
+
+
+def _check_image_range(image_range):
+    values = np.asarray(image_range)
+    numbers = values.shape == (2,) and values.dtype.kind in "iuf" and np.isfinite(values).all()
+    if not numbers or values[0] >= values[1]:
+        raise ValueError(
+            f"The image range is not a range. Expected two finite numbers (low, high), low < high; "
+            f"received {image_range!r}. Pass such as (-1, 1) or (0, 1)."
+        )
+
+
+def _check_batch_size(batch_size, count, shuffle):
+    most = count if shuffle else np.inf  # shuffled, a short batch is dropped
+    if not isinstance(batch_size, (int, np.integer)) or not 1 <= batch_size <= most:
+        raise ValueError(
+            f"The batch size does not fit the {count} images. Expected a whole number from 1 to "
+            f"{most}; received {batch_size!r}. Change `batch_size`."
+        )
+
+
+def _check_image_size(image_size):
+    values = np.asarray((1, 1) if image_size is None else image_size)
+    if values.shape != (2,) or values.dtype.kind != "i" or values.min() < 1:
+        raise ValueError(
+            f"The image size is not a size. Expected None or two whole numbers (height, width), at "
+            f"least 1; received {image_size!r}. Pass such as image_size=(64, 64)."
+        )

@@ -1,0 +1,62 @@
+"""Files appear whole or not at all: written beside their final place, then renamed."""
+
+import contextlib
+import os
+import pathlib
+import tempfile
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """A temporary path to write to, which becomes `path` when the block ends well.
+
+    A block that raises leaves whatever `path` held before. The temporary name keeps the suffix,
+    because many writers choose their format by it.
+
+    Args:
+        path: the final file; missing parent folders are made.
+
+    Yields:
+        `pathlib.Path` in the same folder, so that the rename never crosses a file system.
+
+    Raises:
+        IsADirectoryError: `path` is a folder.
+        OSError: the folder cannot be made or written to.
+
+    Example:
+
+        with atomic_path("runs/grid.png") as temporary:
+            image.save(temporary)
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"Cannot write the file '{path}': it is a folder. Expected the name of a file; "
+            f"received the name of a folder. Name a file in it, such as '{path / 'name.png'}'."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The folder holds the temporary file so that writers which insist on creating it can.
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
+        temporary = pathlib.Path(folder) / path.name
+        yield temporary
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def replaced(path, overwrite=True):
+    """`atomic_path` for Keras's writers, which also write folders and ask before overwriting.
+
+    Args:
+        path: where a model or its weights go.
+        overwrite: False lets Keras ask before it writes over a file.
+
+    Yields:
+        A temporary path where one file is replaced, else `path` itself.
+    """
+    path = pathlib.Path(path)
+    one_file = path.name.endswith((".keras", ".weights.h5")) and not path.is_dir()
+    if one_file and (overwrite or not path.exists()):
+        with atomic_path(path) as temporary:
+            yield temporary
+    else:
+        yield path

@@ -1,0 +1,468 @@
+"""A training step is a tuple of updates; this file runs it.
+
+`Batch` is what comes in, `Objective` what is minimized, `Update` who is trained on it, and
+`StepModel` the `keras.Model` whose step runs the updates one after another. A template overrides a
+few methods of `StepModel`; saving, evaluation, replicas, mixed precision and exact logs are here.
+"""
+
+import dataclasses
+import functools
+import inspect
+import operator
+import types
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from customstep import files, replicas
+from customstep.optimizers import OptimizerGroup, optimizers_by_update, schedules_by_update
+
+__all__ = ["Batch", "Objective", "StepModel", "Update"]
+
+
+class Batch(NamedTuple):
+    """What one step is given: `x`, `y` and `sample_weight`, each a tensor, a nest of them or None."""
+
+    x: Any
+    y: Any = None
+    sample_weight: Any = None
+
+    @property
+    def size(self):
+        """The number of examples: an int where the graph knows it, else an int32 scalar."""
+        x = keras.tree.flatten(self.x)[0]
+        return x.shape[0] if x.shape[0] is not None else tf.shape(x)[0]
+
+    def part(self, index, of):
+        """Part `index` of the batch cut into `of` parts, equal up to one example, never empty."""
+        if of == 1:
+            return self
+        start, stop = index * self.size // of, (index + 1) * self.size // of
+        stop = max(stop, start + 1) if isinstance(stop, int) else tf.maximum(stop, start + 1)
+        return keras.tree.map_structure(
+            lambda t: None if t is None else t[start:stop], self, none_is_leaf=True
+        )
+
+
+class Objective(NamedTuple):
+    """What an update minimizes: the sum of `terms`.
+
+    Attributes:
+        terms: dict of name to float scalar, each a plain mean over the batch, logged by its name.
+        y_pred: the predictions for the metrics passed to `compile`, or None where there are none.
+    """
+
+    terms: Mapping[str, Any]
+    y_pred: Any = None
+
+    @property
+    def total(self):
+        """The sum of the terms, a float32 scalar."""
+        terms = [keras.ops.cast(term, keras.config.floatx()) for term in self.terms.values()]
+        return functools.reduce(operator.add, terms)
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """One descent in a training step.
+
+    Attributes:
+        name: the key of its optimizer in `compile`.
+        objective: callable `(batch, training) -> Objective`.
+        variables: the trainable variables it descends over.
+        times: how often the update is repeated within one step.
+        slices: into how many equal parts the batch is cut; repetition `i` is given part
+            `i % slices`, so `times=5, slices=5` shows every repetition fresh examples.
+    """
+
+    name: str
+    objective: Callable[[Batch, bool], Objective]
+    variables: Sequence[keras.Variable]
+    times: int = 1
+    slices: int = 1
+
+
+class StepModel(keras.Model):
+    """A `keras.Model` whose training step is a tuple of updates.
+
+    Use it as it is, and it is `keras.Model`, bit for bit. Override the methods under "Override
+    these" to change what a step does. Build it from a functional graph,
+    `MyStep(inputs=..., outputs=...)`, from networks given to the constructor, or with a `call` of
+    its own. Constructor arguments kept in attributes of the same names are saved with the model.
+
+    Attributes:
+        terms: the names of the terms, beside `loss`, that the objectives return. Their means are
+            logged; a term that is not declared here is an error.
+
+    Example:
+
+        class Denoiser(StepModel):
+            terms = ("error",)
+
+            def objective(self, batch, training):
+                noisy = batch.x + 0.1 * tf.random.normal(tf.shape(batch.x))
+                error = self(noisy, training=training) - batch.x
+                return Objective({"error": tf.reduce_mean(error**2)})
+    """
+
+    terms: tuple[str, ...] = ()
+
+    # Read-only mappings, because Keras would track, and save, what a dict holds.
+    _trackers = _schedules = _compile_arguments = types.MappingProxyType({})
+
+    def __init__(self, *args, **kwargs):
+        if _describes_a_graph(args, kwargs) and not isinstance(self, _Functional):
+            object.__setattr__(self, "__class__", _functional_twin(type(self)))
+        super().__init__(*args, **kwargs)
+
+    # -- Override these ---------------------------------------------------------------------
+
+    def preprocess(self, batch, training):
+        """The batch that the step is to see: augmentation, normalisation, mixup.
+
+        Args:
+            batch: `Batch`, as the data set gave it.
+            training: True in `fit`, False in `evaluate` and `predict`.
+
+        Returns:
+            `Batch`.
+        """
+        return batch
+
+    def objective(self, batch, training):
+        """What `fit` minimizes and `evaluate` reports: by default the loss passed to `compile`.
+
+        Args:
+            batch: `Batch`, preprocessed.
+            training: True in `fit`, False in `evaluate`.
+
+        Returns:
+            `Objective` with means over the batch; the replica count is not its concern.
+        """
+        y_pred = self(batch.x, training=training)
+        loss = self.compute_loss(
+            batch.x, batch.y, y_pred, batch.sample_weight, training=training
+        )
+        return Objective({"loss": replicas.whole(loss)}, y_pred)
+
+    def updates(self):
+        """Who is trained, in which order, how often: by default all variables on `objective`.
+
+        Returns:
+            Tuple of `Update`.
+        """
+        return (Update("model", self.objective, self.trainable_variables),)
+
+    def gradients(self, update, batch):
+        """The gradients of an update.
+
+        Args:
+            update: `Update`.
+            batch: `Batch`, the part of the batch that this repetition is given.
+
+        Returns:
+            The gradients, one for each of `update.variables`, scaled as the update's optimizer
+            wants them (`optimizer.scale_loss`), and the `Objective` they were taken of.
+        """
+        with tf.GradientTape() as tape:
+            objective = update.objective(batch, True)
+            loss = self.optimizers[update.name].scale_loss(replicas.share(objective.total))
+        return tape.gradient(loss, update.variables), objective
+
+    def after_step(self, batch):
+        """What happens once all updates of a step are done, such as a moving average.
+
+        Args:
+            batch: `Batch`, preprocessed.
+        """
+
+    def postprocess(self, outputs):
+        """What `predict` returns for the outputs of the model."""
+        return outputs
+
+    # -- The step ---------------------------------------------------------------------------
+
+    def train_step(self, data):
+        batch = self._receive(data, training=True)
+        logs = {}
+        for update in self.updates():
+            for repetition in range(update.times):
+                part = batch.part(repetition % update.slices, update.slices)
+                objective = self.descend(update, part)
+                logs.update(self.track(objective, part))
+        self.after_step(batch)
+        return {**logs, **self._scheduled_rates()}
+
+    def test_step(self, data):
+        batch = self._receive(data, training=False)
+        logs = {}
+        for objective in dict.fromkeys(update.objective for update in self.updates()):
+            logs.update(self.track(objective(batch, False), batch))
+        return logs
+
+    def predict_step(self, data):
+        batch = self._receive(data, training=False)
+        return self.postprocess(self(batch.x, training=False))
+
+    def descend(self, update, batch):
+        """One descent: gradients, the rate in force, and the optimizer's step.
+
+        Args:
+            update: `Update`.
+            batch: `Batch`, the part of the batch that this repetition is given.
+
+        Returns:
+            The `Objective` as it was before the descent.
+        """
+        optimizer = self.optimizers[update.name]
+        gradients, objective = self.gradients(update, batch)
+        if update.name in self._schedules:
+            step = tf.cast(optimizer.iterations, tf.float32)
+            optimizer.learning_rate = self._schedules[update.name](step)
+        if not update.variables:
+            warnings.warn(f"The update '{update.name}' has no variables to train.", stacklevel=2)
+        optimizer.apply(gradients, update.variables)
+        return objective
+
+    def track(self, objective, batch):
+        """Adds an objective to the running means of this epoch and to the compiled metrics.
+
+        Args:
+            objective: `Objective` of `batch`.
+            batch: `Batch`, whose size is the weight of the means.
+
+        Returns:
+            Dict of name to float scalar, all metrics of the model so far.
+        """
+        for name, value in objective.terms.items():
+            if name not in self._trackers:
+                raise ValueError(
+                    f"{type(self).__name__} returned a term that it does not declare. Expected "
+                    f"one of {sorted(self._trackers)}; received '{name}'. Add it to the class: "
+                    f"`terms = {(*self.terms, name)}`."
+                )
+        values = {**objective.terms, "loss": objective.total}
+        for name, tracker in self._trackers.items():
+            if name in values:
+                tracker.update_state(values[name], sample_weight=batch.size)
+        if objective.y_pred is None:
+            return self.get_metrics_result()
+        return self.compute_metrics(
+            batch.x, batch.y, objective.y_pred, sample_weight=batch.sample_weight
+        )
+
+    def _receive(self, data, training):
+        batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
+        batch = self.preprocess(batch, training=training)
+        if not self.built:  # a symbolic call makes the variables before `updates` lists them
+            self(keras.tree.map_structure(_symbol, batch.x))
+        return batch
+
+    # -- Compiling --------------------------------------------------------------------------
+
+    def compile(
+        self,
+        optimizer="rmsprop",
+        loss=None,
+        metrics=None,
+        *,
+        schedule_lr=None,
+        auto_scale_loss=True,
+        **kwargs,
+    ):
+        """Configures the model for training, as `keras.Model.compile` does.
+
+        Args:
+            optimizer: an optimizer or its name, or a dict of update name to one for each update.
+            loss: as in Keras.
+            metrics: as in Keras.
+            schedule_lr: a callable `step -> learning rate` that sets the rate before every
+                descent, or a dict of update name to one. `step` is a float32 scalar, the number
+                of descents its optimizer has done. The rate in force is logged as
+                `learning_rate`, or `<update>_learning_rate` where there are several updates.
+            auto_scale_loss: wraps every optimizer in a `LossScaleOptimizer` where a layer
+                computes in float16.
+            **kwargs: all other arguments of `keras.Model.compile`, by name.
+
+        Raises:
+            ValueError: the optimizers or schedules do not fit the updates.
+            TypeError: a schedule is not callable.
+        """
+        self._compile_arguments = types.MappingProxyType(
+            dict(
+                kwargs,
+                optimizer=optimizer,
+                loss=loss,
+                metrics=metrics,
+                schedule_lr=schedule_lr,
+                auto_scale_loss=auto_scale_loss,
+            )
+        )
+        if not self.built and self.layers and all(layer.built for layer in self.layers):
+            self.built = True  # a composite of built networks
+        updates = self.updates()
+        names = [update.name for update in updates]
+        optimizers = optimizers_by_update(names, optimizer)
+        self._schedules = schedules_by_update(names, schedule_lr, optimizers)
+        if auto_scale_loss and _computes_in_float16(self):
+            optimizers = {name: _with_loss_scale(one) for name, one in optimizers.items()}
+        lone = len(updates) == 1
+        if lone and _same(updates[0].variables, self.trainable_variables):
+            optimizer = optimizers[names[0]]
+        else:
+            optimizer = OptimizerGroup(optimizers)
+        super().compile(optimizer, loss, metrics=metrics, auto_scale_loss=False, **kwargs)
+        self._trackers = types.MappingProxyType(
+            {
+                name: keras.metrics.Mean(name=name)
+                for name in (*(["loss"] if lone else []), *self.terms)
+            }
+        )
+        if self.built:  # Keras restores the state of built optimizers only
+            self._build_optimizers()
+
+    @property
+    def optimizers(self):
+        """Dict of update name to its optimizer."""
+        if isinstance(self.optimizer, OptimizerGroup):
+            return dict(self.optimizer.optimizers)
+        return {update.name: self.optimizer for update in self.updates()}
+
+    @property
+    def metrics(self):
+        keras_metrics = [metric for metric in super().metrics if metric.name != "loss"]
+        return [*self._trackers.values(), *keras_metrics]
+
+    def _build_optimizers(self):
+        variables = {update.name: list(update.variables) for update in self.updates()}
+        if isinstance(self.optimizer, OptimizerGroup):
+            self.optimizer.build(variables)
+        elif not self.optimizer.built:
+            self.optimizer.build(*variables.values())
+
+    def _scheduled_rates(self):
+        rates = {name: self.optimizers[name].learning_rate for name in self._schedules}
+        if len(self.optimizers) > 1:
+            rates = {f"{name}_learning_rate": rate for name, rate in rates.items()}
+        else:
+            rates = {"learning_rate": rate for rate in rates.values()}
+        return {name: tf.convert_to_tensor(rate) for name, rate in rates.items()}
+
+    def _get_metrics_result_or_logs(self, logs):
+        # Keras asks this at the end of an epoch. Its own answer falls back to the logs of the
+        # last step for everything as soon as one of them, such as a rate, is not a metric.
+        exact = self.get_metrics_result()
+        return {name: exact.get(name, value) for name, value in logs.items()}
+
+    def fit(self, *args, **kwargs):
+        """`keras.Model.fit`; when it dies, callbacks with `on_train_interrupted` are told."""
+        try:
+            return super().fit(*args, **kwargs)
+        except BaseException as error:
+            arguments = inspect.signature(super().fit).bind(*args, **kwargs).arguments
+            for callback in keras.tree.flatten(arguments.get("callbacks")):
+                if hasattr(callback, "on_train_interrupted"):
+                    callback.on_train_interrupted(error)
+            raise
+
+    # -- Saving -----------------------------------------------------------------------------
+
+    def get_config(self):
+        config = super().get_config()
+        takes = inspect.signature(type(self).__init__).parameters.values()
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes):
+            config = {}
+        for parameter in list(takes)[1:]:
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            if not hasattr(self, parameter.name):
+                raise NotImplementedError(
+                    f"{type(self).__name__} cannot be saved. Expected an attribute for every "
+                    f"argument of its constructor; received none for '{parameter.name}'. Keep it "
+                    f"in the constructor: `self.{parameter.name} = {parameter.name}`."
+                )
+            value = getattr(self, parameter.name)
+            config[parameter.name] = keras.saving.serialize_keras_object(value)
+        return config
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        if "input_layers" in config:  # a functional graph, which Keras rebuilds itself
+            return super().from_config(config, custom_objects)
+        return cls(**keras.saving.deserialize_keras_object(config, custom_objects))
+
+    def get_compile_config(self):
+        return keras.saving.serialize_keras_object(dict(self._compile_arguments))
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+    def save(self, filepath, overwrite=True, **kwargs):
+        with files.replaced(filepath, overwrite) as path:
+            super().save(path, overwrite=overwrite, **kwargs)
+
+    def save_weights(self, filepath, overwrite=True, **kwargs):
+        with files.replaced(filepath, overwrite) as path:
+            super().save_weights(path, overwrite=overwrite, **kwargs)
+
+    def save_own_variables(self, store):
+        """Saves what Keras leaves out: the states of all random generators in the model."""
+        super().save_own_variables(store)
+        for index, state in enumerate(self._random_states):
+            store[f"random_state_{index}"] = state.numpy()
+
+    def load_own_variables(self, store):
+        names = [name for name in store.keys() if name.startswith("random_state_")]
+        super().load_own_variables({n: store[n] for n in store.keys() if n not in names})
+        for name in names:
+            self._random_states[int(name.rsplit("_", 1)[1])].assign(store[name])
+
+    @property
+    def _random_states(self):
+        weights = {id(variable) for variable in self.weights}
+        return [variable for variable in self.variables if id(variable) not in weights]
+
+
+# Keras does not export the class of functional models; this makes an empty one to ask for its type.
+_Functional = type(keras.Model.__new__(keras.Model, inputs=(), outputs=()))
+
+
+def _describes_a_graph(args, kwargs):
+    """Whether constructor arguments are the inputs and outputs of a functional graph."""
+    tensors = keras.tree.flatten((*args[:2], kwargs.get("inputs"), kwargs.get("outputs")))
+    return any(isinstance(tensor, keras.KerasTensor) for tensor in tensors)
+
+
+@functools.cache
+def _functional_twin(cls):
+    """A subclass of `cls` for models made of a functional graph.
+
+    Keras itself would replace `keras.Model` by its functional class among the bases of `cls`, for
+    good, and of every class that `cls` inherits from: after the first functional `StepModel` no
+    other kind could be made any more. `__class__` keeps the twin out of sight, so that a saved
+    model names the class its user wrote.
+    """
+    names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(cls.__name__, (cls, _Functional), {**names, "__class__": property(lambda _: cls)})
+
+
+def _symbol(tensor):
+    return keras.KerasTensor(tensor.shape, keras.backend.standardize_dtype(tensor.dtype))
+
+
+def _same(variables, others):
+    return [id(variable) for variable in variables] == [id(variable) for variable in others]
+
+
+def _computes_in_float16(layer):
+    layers = getattr(layer, "layers", ())
+    return layer.compute_dtype == "float16" or any(map(_computes_in_float16, layers))
+
+
+def _with_loss_scale(optimizer):
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer
+    return keras.optimizers.LossScaleOptimizer(optimizer)

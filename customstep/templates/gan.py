@@ -1,0 +1,303 @@
+"""Two networks trained against each other (R1: several models trained together)."""
+
+import random
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from customstep import replicas
+from customstep.losses import NonSaturating
+from customstep.step import Objective, StepModel, Update
+
+__all__ = ["GAN"]
+
+
+@keras.saving.register_keras_serializable("customstep")
+class GAN(StepModel):
+    """A generator and a discriminator that learn by turns.
+
+    A step is `discriminator_steps` updates of the discriminator, then one of the generator, each
+    under a tape of its own and with an optimizer of its own. An update changes nothing of the
+    other network, moving statistics and random states included. `predict` and `sample` use an
+    exponential moving average of the generator, which makes better images than the generator of
+    the last step. Networks that take `[input, labels]` make it label-conditional.
+
+    Goodfellow et al. 2014 (arXiv:1406.2661), algorithm 1; Mirza and Osindero 2014
+    (arXiv:1411.1784) for the labels; Yazici et al. 2018 (arXiv:1806.04498) for the average.
+
+    Use another template where images are translated rather than made from noise.
+
+    Args:
+        generator: built network from latents `(batch, latent_dim)`, or `[latents, labels]`, to
+            images `(batch, height, width, channels)`.
+        discriminator: built network from images, or `[images, labels]`, to logits `(batch, 1)`
+            or, where it judges patches, `(batch, height, width, 1)`. No sigmoid.
+        latent_dim: the length of a latent vector, which is drawn from the standard normal.
+        loss: a pair of losses, such as `losses.NonSaturating()`.
+        penalties: terms added to the discriminator's objective, such as `[losses.R1(0.1)]`.
+        discriminator_steps: updates of the discriminator for each one of the generator. The batch
+            is cut into as many parts, so that each update sees images of its own (Arjovsky et al.
+            2017, arXiv:1701.07875, algorithm 1): pass batches that many times as large.
+        ema_decay: of the generator's average, in `[0, 1)`; 0 keeps the last step's generator.
+        num_classes: None, or the number of classes of a label-conditional GAN. Its data are
+            `(images, labels)` with integer labels `(batch,)` in `[0, num_classes)`.
+        image_range: the `(low, high)` of the data set and of the generator's output.
+        **kwargs: `name` and `dtype`, as for any layer.
+
+    Raises:
+        ValueError: the networks do not fit one another or the arguments.
+
+    Example:
+
+        gan = GAN(generator, discriminator, latent_dim=64)
+        gan.compile({"discriminator": Adam(3e-4, 0.5), "generator": Adam(3e-4, 0.5)})
+        gan.fit(images, batch_size=32, epochs=10)
+        gan.sample(16, seed=0)  # float32 (16, height, width, channels)
+    """
+
+    def __init__(
+        self,
+        generator,
+        discriminator,
+        latent_dim,
+        *,
+        loss=None,
+        penalties=(),
+        discriminator_steps=1,
+        ema_decay=0.999,
+        num_classes=None,
+        image_range=(-1.0, 1.0),
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.generator = generator
+        self.discriminator = discriminator
+        self.latent_dim = latent_dim
+        self.loss = NonSaturating() if loss is None else loss
+        self.penalties = tuple(penalties)
+        self.discriminator_steps = discriminator_steps
+        self.ema_decay = ema_decay
+        self.num_classes = num_classes
+        self.image_range = tuple(image_range)
+        self._check_arguments()
+        self._check_networks()
+        self.ema_generator = _frozen_copy(generator)
+        self.noise = keras.random.SeedGenerator()
+
+    @property
+    def terms(self):
+        penalties = (penalty.name for penalty in self.penalties)
+        return ("discriminator_loss", *penalties, "generator_loss")
+
+    def updates(self):
+        slices = self.discriminator_steps
+        return (
+            Update(
+                "discriminator",
+                self.discriminator_objective,
+                self.discriminator.trainable_variables,
+                times=self.discriminator_steps,
+                slices=slices,
+            ),
+            Update(
+                "generator",
+                self.generator_objective,
+                self.generator.trainable_variables,
+                slices=slices,
+            ),
+        )
+
+    def discriminator_objective(self, batch, training):
+        """How well the discriminator tells real images from generated ones, and its penalties."""
+        real, labels = tf.cast(batch.x, tf.float32), self._labels(batch)
+        latents = self._draw_latents(batch.size, training)
+        with keras.StatelessScope():  # the generator's own update moves its statistics
+            fake = self.generator(_inputs(latents, labels), training=training)
+        fake = tf.stop_gradient(tf.cast(fake, tf.float32))
+        real_logits = self.discriminator(_inputs(real, labels), training=training)
+        fake_logits = self.discriminator(_inputs(fake, labels), training=training)
+
+        def critic(images):
+            with keras.StatelessScope():
+                return self.discriminator(_inputs(images, labels), training=training)
+
+        loss = self.loss.discriminator(real_logits, fake_logits, batch.sample_weight)
+        terms = {"discriminator_loss": loss}
+        for penalty in self.penalties:
+            terms[penalty.name] = penalty(critic, real, fake, self._draw_seed(training))
+        return Objective(terms)
+
+    def generator_objective(self, batch, training):
+        """How well the generator deceives the discriminator."""
+        labels = self._labels(batch)
+        latents = self._draw_latents(batch.size, training)
+        fake = self.generator(_inputs(latents, labels), training=training)
+        with keras.StatelessScope():  # the discriminator's own update moves its statistics
+            fake_logits = self.discriminator(_inputs(fake, labels), training=training)
+            real_logits = None
+            if self.loss.relativistic:
+                real_logits = self.discriminator(_inputs(batch.x, labels), training=training)
+        return Objective({"generator_loss": self.loss.generator(real_logits, fake_logits)})
+
+    def after_step(self, batch):
+        """Moves the average: w <- w - (1 - decay) (w - w'), with a shorter memory at the start.
+
+        The decay at step t is at most (1 + t) / (10 + t), as in TensorFlow's moving averages, so
+        that the first weights, which know nothing, are soon forgotten.
+        """
+        t = tf.cast(self.optimizers["generator"].iterations, tf.float32)
+        rate = 1 - tf.minimum(self.ema_decay, (1 + t) / (10 + t))
+        for average, weight in zip(self.ema_generator.weights, self.generator.weights):
+            average.assign_sub(tf.cast(rate, weight.dtype) * (average - weight))
+
+    def compile(self, optimizer, loss=None, metrics=None, **kwargs):
+        """As in `StepModel`, with an optimizer for "discriminator" and one for "generator".
+
+        Raises:
+            ValueError: a loss or metrics are passed; a GAN has no targets to compare with.
+        """
+        if loss is not None or metrics is not None:
+            raise ValueError(
+                "A GAN has no predictions that a compiled loss or metric could judge. Expected "
+                f"neither; received loss={loss!r}, metrics={metrics!r}. Pass the adversarial loss "
+                "to the constructor: `GAN(..., loss=losses.Hinge())`."
+            )
+        super().compile(optimizer, **kwargs)
+
+    def call(self, inputs, training=False):
+        return self.ema_generator(inputs, training=training)
+
+    def predict_step(self, data):
+        latents, _, _ = keras.utils.unpack_x_y_sample_weight(data)  # `preprocess` is for images
+        return self.postprocess(self(latents, training=False))
+
+    def postprocess(self, outputs):
+        """Images as float32, held within `image_range`."""
+        return tf.clip_by_value(tf.cast(outputs, tf.float32), *self.image_range)
+
+    def latents(self, n, seed=None):
+        """Latent vectors to make images of.
+
+        Args:
+            n: how many.
+            seed: int; the same seed gives the same vectors. None draws others every time.
+
+        Returns:
+            float32 numpy array `(n, latent_dim)`, standard normal.
+        """
+        seed = random.getrandbits(31) if seed is None else seed
+        shape = (n, self.latent_dim)
+        return tf.random.stateless_normal(shape, seed=(seed, 0), alg="philox").numpy()
+
+    def sample(self, n, *, seed=None, labels=None):
+        """Generated images.
+
+        Args:
+            n: how many.
+            seed: int; the same seed gives the same images. None draws others every time.
+            labels: int `(n,)` in `[0, num_classes)`, where the GAN is conditional; None takes the
+                classes in turn.
+
+        Returns:
+            float32 numpy array `(n, height, width, channels)` in `image_range`.
+
+        Raises:
+            ValueError: `labels` do not fit.
+        """
+        latents = self.latents(n, seed)
+        return self.predict(_inputs(latents, self._sample_labels(n, labels)), 256, verbose=0)
+
+    def _sample_labels(self, n, labels):
+        if self.num_classes is None and labels is None:
+            return None
+        if labels is None:
+            return np.arange(n, dtype="int32") % self.num_classes
+        labels = np.asarray(labels)
+        limit = self.num_classes or 0
+        if labels.shape != (n,) or not ((labels >= 0) & (labels < limit)).all():
+            expected = f"{n} integers in [0, {limit})" if limit else "None, for it takes no labels"
+            raise ValueError(
+                f"The labels do not fit this GAN. Expected {expected}; received {labels}. "
+                "Correct the labels, or make the GAN with `num_classes`."
+            )
+        return labels.astype("int32")
+
+    def _draw_seed(self, training):
+        # Evaluation always draws the same noise and leaves that of the training alone.
+        return replicas.draw_seed(self.noise) if training else tf.zeros(2, tf.int64)
+
+    def _draw_latents(self, n, training):
+        seed = self._draw_seed(training)
+        return tf.random.stateless_normal((n, self.latent_dim), seed, alg="philox")
+
+    def _labels(self, batch):
+        if self.num_classes is None:
+            return None
+        if batch.y is None:
+            raise ValueError(
+                "A conditional GAN needs labels. Expected data of (images, labels); received "
+                "images alone. Pass the labels, or make the GAN without `num_classes`."
+            )
+        return batch.y
+
+    def _check_arguments(self):
+        low, high = self.image_range
+        names = [penalty.name for penalty in self.penalties]
+        for name, holds, expected in (
+            ("latent_dim", self.latent_dim >= 1, "an integer of at least 1"),
+            ("penalties", len(set(names)) == len(names), "penalties of different names"),
+            ("discriminator_steps", self.discriminator_steps >= 1, "an integer of at least 1"),
+            ("ema_decay", 0 <= self.ema_decay < 1, "a number in [0, 1)"),
+            ("num_classes", self.num_classes is None or self.num_classes >= 1, "None or 1 at least"),
+            ("image_range", low < high, "(low, high) with low < high"),
+        ):
+            if not holds:
+                raise ValueError(
+                    f"`{name}` is out of range. Expected {expected}; received "
+                    f"{getattr(self, name)!r}. Correct the argument of GAN."
+                )
+
+    def _check_networks(self):
+        """Calls both networks on symbols, which also builds them where they are not."""
+        labels = None if self.num_classes is None else keras.KerasTensor((None,), "int32")
+        latents = keras.KerasTensor((None, self.latent_dim))
+        images = _symbolic_call("generator", self.generator, _inputs(latents, labels))
+        if len(images.shape) != 4:
+            raise ValueError(
+                "The generator does not make images. Expected an output of (batch, height, "
+                f"width, channels); received {images.shape}. End it with a convolution or Reshape."
+            )
+        logits = _symbolic_call("discriminator", self.discriminator, _inputs(images, labels))
+        if len(logits.shape) > 1 and logits.shape[-1] != 1:
+            raise ValueError(
+                "The discriminator does not give one logit. Expected an output of (batch, 1) or "
+                f"(batch, height, width, 1); received {logits.shape}. End it with `Dense(1)`."
+            )
+
+
+def _inputs(x, labels):
+    return x if labels is None else [x, labels]
+
+
+def _symbolic_call(name, network, inputs):
+    try:
+        return network(inputs)
+    except Exception as error:
+        shapes = [tensor.shape for tensor in keras.tree.flatten(inputs)]
+        raise ValueError(
+            f"The {name} cannot be called on what the GAN gives it. Expected a network of inputs "
+            f"{shapes}; received one that answers: {error} Change the network, `latent_dim` or "
+            "`num_classes`."
+        ) from error
+
+
+def _frozen_copy(network):
+    """A copy of a built network with the same weights, which no optimizer trains."""
+    config = network.get_config()
+    copy = type(network).from_config({**config, "name": f"{network.name}_ema"})
+    if not copy.built:
+        copy.build_from_config(network.get_build_config())
+    copy.set_weights(network.get_weights())
+    copy.trainable = False
+    return copy
