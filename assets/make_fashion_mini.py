@@ -15,6 +15,7 @@ import struct
 import tempfile
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 FOLDER = pathlib.Path(__file__).parent / "fashion_mini"
@@ -53,10 +54,11 @@ def main(argv=None):
             homepage=full.info.homepage,
             citation=full.info.citation,
         )
-        made = args.out / VERSION
-        shutil.rmtree(made, ignore_errors=True)
-        shutil.copytree(work / "made" / "fashion_mini" / VERSION, made)
-    return made
+        made = work / "made" / "fashion_mini" / VERSION
+        for shard in made.glob("*.tfrecord-*"):
+            fix_field_order(shard)
+        shutil.rmtree(args.out / VERSION, ignore_errors=True)
+        return shutil.copytree(made, args.out / VERSION)
 
 
 def load_fashion_mnist(work, idx=None):
@@ -98,6 +100,19 @@ def draw(full, split):
     for label in np.unique(labels):
         for index in random.choice(np.flatnonzero(labels == label), count, replace=False):
             yield int(index), examples[index]
+
+
+def fix_field_order(shard):
+    """Write a TFRecord file again with the features of each record in a fixed order.
+
+    Protocol buffers order the entries of a map at random in each process, so that TFDS writes
+    other bytes each time.
+    """
+    records = [record.numpy() for record in tf.data.TFRecordDataset(str(shard))]
+    with tf.io.TFRecordWriter(str(shard)) as writer:
+        for record in records:
+            example = tf.train.Example.FromString(record)
+            writer.write(example.SerializeToString(deterministic=True))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 """
 
 import difflib
+import math
 import pathlib
 import re
 from typing import NamedTuple
@@ -15,11 +16,13 @@ import requests
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from customstep.checks import check_integer
+
 __all__ = ["ImageSet", "load_images", "read_images"]
 
 EMBEDDED = "fashion_mini"
 HERE = pathlib.Path(__file__).parent
-ASSETS = HERE / "assets" if (HERE / "assets").is_dir() else HERE.parent / "assets"  # wheel, clone
+MINI = (HERE if (HERE / "assets").is_dir() else HERE.parent) / "assets/fashion_mini/1.0.0"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
 
@@ -39,7 +42,8 @@ class ImageSet(NamedTuple):
     def batches(self, batch_size, *, image_range=(-1.0, 1.0), shuffle=True, seed=0):
         """A `tf.data.Dataset` of `(images, labels)`; see `load_images` for arguments and errors."""
         _check_image_range(image_range)
-        _check_batch_size(batch_size, len(self.labels), shuffle)
+        # A shuffled batch that is short is dropped: a larger one would leave none.
+        check_integer("batch_size", batch_size, 1, len(self.labels) if shuffle else math.inf)
         low, high = map(float, image_range)
         with tf.device("CPU"):
             all_images, all_labels = tf.constant(self.images), tf.constant(self.labels)
@@ -69,21 +73,20 @@ def load_images(
 ):
     """Batches of images and labels, ready for `fit` (shuffled) or `evaluate` (`shuffle=False`).
 
-    The set is read once and held in memory as uint8. The number of batches is known, so Keras's
-    progress bar shows it.
+    The set is read once and held in memory as uint8; the number of batches is known.
 
     Args:
         source: what to read; a name that TFDS knows is always that data set.
             "fashion_mini": the embedded set, which needs no network.
             "cifar10", "cifar10:3.0.2", "cifar10_corrupted/fog_1": a TFDS image data set.
-            Anything else is the path of a folder (`"./mnist"` for a folder with the name of a
-            data set): of images (one class); of sub-folders of images (one class each, sorted by
-            name); or of a prepared TFDS data set.
+            Anything else is the path of a folder (`"./mnist"` if TFDS knows its name): of images
+            (one class), of sub-folders of images (one class each, sorted by name), or of a
+            prepared TFDS data set.
         split: such as "train", "test" or "train[:10%]". A folder of images has only "train".
         batch_size: int, at least 1.
         image_range: `(low, high)`, the values of black (0) and white (255), met exactly.
-        shuffle: True for training: a new order each epoch, and no short last batch, which would
-            cost a second trace. False for evaluation: the stored order, every image.
+        shuffle: True to train: a new order each epoch and no short last batch, which would cost a
+            second trace. False to evaluate: every image, in the stored order.
         seed: int; equal seeds give equal orders, epoch by epoch.
         image_size: `(height, width)`, or None for the size the images have; see `read_images`.
         data_dir: folder of TFDS's prepared data sets and downloads, or None for TFDS's default.
@@ -109,10 +112,9 @@ def load_images(
 def read_images(source=EMBEDDED, split="train", *, image_size=None, data_dir=None):
     """A whole set of images as arrays, with its class names: for grids and for evaluation.
 
-    Give `image_size` for images of several sizes, or to keep a large set small in memory: each
-    image is cropped around its centre to the aspect ratio, then resized (bilinear, antialiased).
-    Files are turned upright by their EXIF tag; their transparency is dropped. All gray files give
-    one channel, otherwise three.
+    Give `image_size` for images of several sizes, or to keep a large set small in memory: each is
+    cropped around its centre to the aspect ratio, then resized (bilinear, antialiased). Files are
+    turned upright by EXIF and lose transparency; all gray they have one channel, otherwise three.
 
     Args:
         source, split, image_size, data_dir: as for `load_images`, with the same errors.
@@ -126,7 +128,7 @@ def read_images(source=EMBEDDED, split="train", *, image_size=None, data_dir=Non
         class_names[labels[0]]  # the name of the first image's class
     """
     _check_image_size(image_size)
-    folder = ASSETS / EMBEDDED / "1.0.0" if source == EMBEDDED else pathlib.Path(source).expanduser()
+    folder = MINI if source == EMBEDDED else pathlib.Path(source).expanduser()
     names = tfds.list_builders(with_community_datasets=False)
     if isinstance(source, str) and re.split("[/:]", source)[0] in names:
         return _read_tfds(_prepared_builder(source, data_dir), split, image_size)
@@ -136,8 +138,8 @@ def read_images(source=EMBEDDED, split="train", *, image_size=None, data_dir=Non
         return _read_folder(folder, split, image_size)
     near = difflib.get_close_matches(str(source).lower(), [EMBEDDED, *names])
     raise ValueError(
-        f"There is no data set '{source}'. Expected '{EMBEDDED}', a name that TFDS knows or the path "
-        f"of a folder; received {str(source)!r}, which is none of them. "
+        f"There is no data set '{source}'. Expected '{EMBEDDED}', a name that TFDS knows or the "
+        f"path of a folder; received {str(source)!r}. "
         + (f"Did you mean {' or '.join(map(repr, near))}?" if near else "Check the spelling.")
     )
 
@@ -145,7 +147,7 @@ def read_images(source=EMBEDDED, split="train", *, image_size=None, data_dir=Non
 def _prepared_builder(name, data_dir):
     """The TFDS builder of a data set that is on disk, downloaded first if need be."""
     try:
-        builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
+        builder = tfds.builder(name, data_dir=data_dir)
     except (AssertionError, ValueError) as error:  # TFDS asserts that it knows the version
         raise ValueError(
             f"TFDS cannot open the data set '{name}'. Expected a configuration and a version that "
@@ -153,8 +155,7 @@ def _prepared_builder(name, data_dir):
         ) from error
     if not (builder.data_path / "dataset_info.json").exists():
         _require_files_or_network(builder)
-        config = tfds.download.DownloadConfig(try_download_gcs=False)
-        builder.download_and_prepare(download_config=config)
+        builder.download_and_prepare()
     return builder
 
 
@@ -164,7 +165,7 @@ def _require_files_or_network(builder):
     urls = {url: info.filename or url for url, info in (builder.url_infos or {}).items()}
     missing = {url: file for url, file in urls.items() if not (manual / file).exists()}
     url = next((url for url in missing if url.startswith("http")), None)
-    if url is None or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:  # which TFDS shows if files are missing
+    if url is None or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:  # which TFDS shows where files miss
         return
     try:
         with requests.get(url, stream=True, timeout=5) as response:
@@ -181,56 +182,58 @@ def _require_files_or_network(builder):
 
 
 def _read_tfds(builder, split, image_size):
-    features = builder.info.features
+    features = dict(builder.info.features)
     image, label = features.get("image"), features.get("label")
-    if not isinstance(image, tfds.features.Image) or image.dtype != np.uint8:
+    if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
         raise ValueError(
             f"The data set '{builder.name}' has no images. Expected a feature 'image' of uint8 "
             f"images; received the features {list(features)}. Choose an image data set."
         )
     if image_size is None and None in image.shape:
         raise _mixed_sizes(f"data set '{builder.name}'", image.shape)
-    _check_split(builder.name, builder.info.splits, split)
     labelled = isinstance(label, tfds.features.ClassLabel)
 
     def select(example):
         pixels = _fit(example["image"], image_size) if image_size else example["image"]
         return pixels, tf.cast(example["label"] if labelled else 0, tf.int32)
 
-    wanted = {"image": True, "label": True} if labelled else {"image": True}
-    examples = builder.as_dataset(split=split, decoders=tfds.decode.PartialDecoding(wanted))
+    wanted = tfds.decode.PartialDecoding({"image", "label"} if labelled else {"image"})
+    try:
+        examples = builder.as_dataset(split=str(split), decoders=wanted)
+    except ValueError as error:
+        raise _unknown_split(builder.name, list(builder.info.splits), split) from error
     batches = examples.map(select, num_parallel_calls=tf.data.AUTOTUNE).batch(256)
     images, labels = map(np.concatenate, zip(*tfds.as_numpy(batches)))
     return ImageSet(images, labels, tuple(label.names) if labelled else (builder.name,))
 
 
 def _read_folder(folder, split, image_size):
-    _check_split(folder, {"train": None}, split)
+    if split != "train":
+        raise _unknown_split(folder, ["train"], split)
     files = _image_files(folder)
     classes = [path for path in sorted(folder.glob("[!.]*/")) if _image_files(path)]
     if bool(files) == bool(classes):
         raise ValueError(
-            f"The folder '{folder}' is not a set of images. Expected images ({', '.join(SUFFIXES)})"
-            f", or a sub-folder of images for each class; received {'both' if files else 'neither'}. "
+            f"The folder '{folder}' is not a set of images. Expected images ({' '.join(SUFFIXES)}) "
+            f"in it, or in a sub-folder for each class; received {'both' if files else 'neither'}. "
             f"Name another folder, or move the images."
         )
-    groups = [files] if files else [_image_files(path) for path in classes]
+    names = [path.name for path in classes] or [folder.resolve().name]
+    groups = [_image_files(path) for path in classes] or [files]
     images = []
-    for file in (file for group in groups for file in group):
+    for file in sum(groups, []):
         pixels = _read_file(file)
         images.append(_fit(pixels, image_size).numpy() if image_size else pixels)
         if images[-1].shape[:2] != images[0].shape[:2]:
             raise _mixed_sizes(f"folder '{folder}'", [images[0].shape[:2], images[-1].shape[:2]])
     channels = max(pixels.shape[-1] for pixels in images)
     images = [np.broadcast_to(pixels, (*pixels.shape[:2], channels)) for pixels in images]
-    labels = np.repeat(np.arange(len(groups), dtype=np.int32), [len(group) for group in groups])
-    names = [folder.resolve()] if files else classes
-    return ImageSet(np.stack(images), labels, tuple(path.name for path in names))
+    labels = np.repeat(np.arange(len(groups), dtype=np.int32), list(map(len, groups)))
+    return ImageSet(np.stack(images), labels, tuple(names))
 
 
 def _image_files(folder):
-    paths = sorted(folder.glob("[!.]*"))
-    return [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return [path for path in sorted(folder.glob("[!.]*")) if path.suffix.lower() in SUFFIXES]
 
 
 def _read_file(path):
@@ -262,21 +265,15 @@ def _fit(image, size):
 
 def _mixed_sizes(what, received):
     return ValueError(
-        f"The images of the {what} differ in size. Expected one size, or `image_size`; received "
-        f"{received}. Pass image_size=(height, width)."
+        f"The images of the {what} differ in size. Expected one size; received {received}. "
+        f"Pass image_size=(height, width)."
     )
 
 
-def _check_split(name, splits, split):
-    try:
-        if splits[split] is None or splits[split].num_examples:
-            return
-    except (KeyError, ValueError):
-        pass
-    raise ValueError(
-        f"'{name}' has no images in the split '{split}'. Expected one of {list(splits)}, or a part "
-        f"such as 'train[:10%]' of a TFDS set; received {split!r}. Correct the split, or name the "
-        f"sub-folder of a folder."
+def _unknown_split(name, known, split):
+    return ValueError(
+        f"'{name}' has no images in the split '{split}'. Expected one of {known}, or a part of one "
+        f"if it is a TFDS set; received {split!r}. Choose one, or name a sub-folder."
     )
 
 
@@ -285,24 +282,15 @@ def _check_image_range(image_range):
     numbers = values.shape == (2,) and values.dtype.kind in "iuf" and np.isfinite(values).all()
     if not numbers or values[0] >= values[1]:
         raise ValueError(
-            f"The image range is not a range. Expected two finite numbers (low, high), low < high; "
-            f"received {image_range!r}. Pass such as (-1, 1) or (0, 1)."
+            f"The image range is not a range. Expected two finite numbers, low < high; received "
+            f"{image_range!r}. Pass such as image_range=(-1, 1)."
         )
 
 
-def _check_batch_size(batch_size, count, shuffle):
-    most = count if shuffle else np.inf  # shuffled, a short batch is dropped
-    if not isinstance(batch_size, (int, np.integer)) or not 1 <= batch_size <= most:
-        raise ValueError(
-            f"The batch size does not fit the {count} images. Expected a whole number from 1 to "
-            f"{most}; received {batch_size!r}. Change `batch_size`."
-        )
-
-
-def _check_image_size(image_size):
-    values = np.asarray((1, 1) if image_size is None else image_size)
+def _check_image_size(size):
+    values = np.asarray(size or (1, 1))
     if values.shape != (2,) or values.dtype.kind != "i" or values.min() < 1:
         raise ValueError(
-            f"The image size is not a size. Expected None or two whole numbers (height, width), at "
-            f"least 1; received {image_size!r}. Pass such as image_size=(64, 64)."
+            f"The image size is not a size. Expected two positive whole numbers (height, width); "
+            f"received {size!r}. Pass such as image_size=(64, 64)."
         )

@@ -1,20 +1,24 @@
-"""Sheets of images to look at, and the PNG and GIF files that keep them: numpy and Pillow only."""
+"""Sheets of images to look at: pure functions of numpy arrays.
+
+`pictures` writes the sheets to files; `callbacks.SampleGrid` makes them during training.
+"""
 
 import math
-import numbers
-import struct
 from collections.abc import Mapping
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 
-from customstep import __version__
-from customstep.files import atomic_path
+from customstep.checks import check_integer
 
 __all__ = [
-    "class_sheet", "contact_sheet", "nearest_images", "nearest_sheet", "read_metadata",
-    "save_gif", "save_png", "side_by_side", "slerp", "to_uint8",
-]  # fmt: skip
+    "class_sheet",
+    "contact_sheet",
+    "nearest_images",
+    "nearest_sheet",
+    "side_by_side",
+    "to_uint8",
+]
 
 _WHITE = 255
 _CAPTION_HEIGHT = 16  # of the letters, in final pixels
@@ -103,13 +107,13 @@ def contact_sheet(
     """
     images = to_uint8(images, image_range)
     n, h, w, c = images.shape
-    _check_integer("padding", padding, 0)
-    _check_integer("scale", scale, 1)
+    check_integer("padding", padding, 0)
+    check_integer("scale", scale, 1)
     if rows is not None:
-        _check_integer("rows", rows, 1)
+        check_integer("rows", rows, 1)
     if cols is None:
         cols = math.ceil(n / rows) if rows else min(n, math.ceil(math.sqrt(n * h / w)))
-    _check_integer("cols", cols, 1)
+    check_integer("cols", cols, 1)
     if rows is None:
         rows = math.ceil(n / cols)
     if n > rows * cols:
@@ -153,7 +157,7 @@ def class_sheet(images, labels, cols=10, *, image_range=(-1.0, 1.0), background=
             f"{images.shape[:1]}; received shape {labels.shape}. Pass integer labels: of one-hot "
             f"rows, labels.argmax(-1); of a column, labels[:, 0]."
         )
-    _check_integer("cols", cols, 1)
+    check_integer("cols", cols, 1)
     order = labels.argsort(kind="stable")
     classes, first, row = np.unique(labels[order], return_index=True, return_inverse=True)
     place = np.arange(len(order)) - first[row]  # within its class
@@ -288,189 +292,8 @@ def nearest_sheet(
     return _captioned(sheet, "sample | nearest reference", background)
 
 
-def slerp(start, end, steps):
-    """Spherical interpolation between latent vectors, both ends included.
-
-    Samples of a Gaussian in many dimensions lie near a sphere; a straight line between two of them
-    passes through its inside, where the generator was never trained (White, 2016). So the direction
-    turns at a constant rate along the great circle (Shoemake, 1985, "slerp") while the norm goes
-    linearly from one end's to the other's. Shoemake's quaternions have norm 1; White weighs the
-    vectors themselves, which equals this where the norms are equal.
-
-    References:
-        K. Shoemake, "Animating rotation with quaternion curves", SIGGRAPH 1985.
-        T. White, "Sampling generative networks", arXiv:1609.04468, 2016.
-
-    Args:
-        start, end: `(latent_dim,)` or `(n, latent_dim)`, finite and not zero. Parallel vectors give
-            the straight line between them.
-        steps: number of points, at least 2.
-
-    Returns:
-        `(steps, latent_dim)` or `(n, steps, latent_dim)`, float32 (float64 from float64 or int64);
-        the first and the last point are `start` and `end` exactly.
-
-    Raises:
-        ValueError: shapes differ or are of another rank; `steps` is below 2; a vector is zero or
-            not finite, so has no direction; two are opposite, so no great circle is the shortest.
-
-    Example:
-
-        slerp([1.0, 0.0], [0.0, 1.0], steps=3)  # [[1, 0], [0.7071, 0.7071], [0, 1]]
-    """
-    start, end = np.asarray(start), np.asarray(end)
-    _check_integer("steps", steps, 2)
-    if start.shape != end.shape or start.ndim not in (1, 2):
-        raise ValueError(
-            f"The ends cannot be joined. Expected two arrays of one shape, (latent_dim,) or "
-            f"(n, latent_dim); received {start.shape} and {end.shape}. Repeat the shorter one with "
-            f"np.broadcast_to."
-        )
-    dtype = np.result_type(start, end, np.float32)
-    p, q = (vectors.astype(np.float64)[..., np.newaxis, :] for vectors in (start, end))
-    norm_p, norm_q = (np.linalg.norm(vectors, axis=-1, keepdims=True) for vectors in (p, q))
-    for name, norm in (("start", norm_p), ("end", norm_q)):
-        if not np.all((norm > 0) & np.isfinite(norm)):
-            raise ValueError(
-                f"A vector of `{name}` has no direction. Expected finite vectors other than zero; "
-                f"received norms {norm.ravel()}. Draw the latents anew."
-            )
-    p_hat, q_hat = p / norm_p, q / norm_q
-    # Kahan's angle: accurate near 0 and pi, where the arc cosine loses half the digits.
-    chord = np.linalg.norm(p_hat - q_hat, axis=-1, keepdims=True)
-    theta = 2 * np.arctan2(chord, np.linalg.norm(p_hat + q_hat, axis=-1, keepdims=True))
-    if np.any(np.pi - theta < 1e-6):
-        raise ValueError(
-            f"Two vectors are opposite. Expected an angle below 180 degrees, so that one path is "
-            f"the shortest; received angles {np.degrees(theta).ravel()}. Interpolate through a "
-            f"third vector: slerp(start, middle, steps), then slerp(middle, end, steps)."
-        )
-    t = np.linspace(0, 1, steps)[:, np.newaxis]
-    # sin(t theta) / sin(theta), written with sinc so that it is t where theta is 0.
-    weight_p, weight_q = (
-        u * np.sinc(u * theta / np.pi) / np.sinc(theta / np.pi) for u in (1 - t, t)
-    )
-    path = (weight_p * p_hat + weight_q * q_hat) * ((1 - t) * norm_p + t * norm_q)
-    path[..., 0, :], path[..., -1, :] = start, end
-    return path.astype(dtype)
-
-
-def save_png(path, sheet, metadata=None):
-    """Write a sheet as PNG, and in the file itself what it shows.
-
-    The same inputs give the same bytes.
-
-    Args:
-        path: the file; it appears whole or not at all.
-        sheet: uint8 `(h, w)`, `(h, w, 1)` or `(h, w, 3)`.
-        metadata: `{key: value}` such as model, step and seed; values are written as `str(value)`.
-            "Software" is always this package and its version.
-
-    Raises:
-        ValueError: not a sheet, or a key that PNG does not allow.
-        OSError: the file cannot be written.
-
-    Example:
-
-        save_png("runs/grid.png", sheet, {"model": "DCGAN", "step": 4000, "seed": 0})
-    """
-    text = PngImagePlugin.PngInfo()
-    for key, value in {**(metadata or {}), "Software": f"customstep {__version__}"}.items():
-        if not (isinstance(key, str) and key.isascii() and key.isprintable() and 0 < len(key) < 80):
-            raise ValueError(
-                f"PNG does not allow this metadata key. Expected 1 to 79 printable ASCII "
-                f"characters; received {key!r}. Shorten the key and keep the rest in its value."
-            )
-        text.add_text(key, str(value))
-    image = Image.fromarray(_plane(sheet))
-    with atomic_path(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=text)
-
-
-def read_metadata(path):
-    """The metadata of a PNG file, `{key: text}`, as `save_png` wrote it.
-
-    Args:
-        path: the PNG file.
-
-    Returns:
-        dict of str to str; empty if the file has none.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not a PNG.
-
-    Example:
-
-        read_metadata("runs/grid.png")["step"]  # "4000"
-    """
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            return {key: str(value) for key, value in image.text.items()}
-    except UnidentifiedImageError as error:
-        raise ValueError(
-            f"Cannot read metadata. Expected a PNG file; received '{path}', which is none. "
-            f"Pass a file that `save_png` wrote."
-        ) from error
-
-
-def save_gif(path, sheets, *, frame_ms=200, hold_last_ms=2000):
-    """Write sheets of equal size as an animated GIF that loops for ever.
-
-    The same inputs give the same bytes. Every sheet becomes one frame, even if it equals the one
-    before; Pillow's own writer merges the two, and frame 7 would no longer be sheet 7. All frames
-    share one palette, so colours do not flicker: 256 grays, which is lossless, or the 256 colours
-    that suit all the sheets together (median cut, no dithering).
-
-    Args:
-        path: the file; it appears whole or not at all.
-        sheets: list of uint8 `(h, w)`, `(h, w, 1)` or `(h, w, 3)`, all of one shape.
-        frame_ms, hold_last_ms: how long every frame and the last one stay, in milliseconds, 20 to
-            655350, rounded down to tens. (Browsers slow anything shorter down to 100.)
-
-    Raises:
-        ValueError: no sheet, not sheets, unequal shapes, sides above 65535 or a time out of range.
-        OSError: the file cannot be written.
-
-    Example:
-
-        save_gif("runs/training.gif", [sheet_of_epoch_1, sheet_of_epoch_2])
-    """
-    planes = [_plane(sheet) for sheet in sheets]
-    shapes = sorted({plane.shape for plane in planes})
-    if len(shapes) != 1 or max(shapes[0]) > 65535:
-        raise ValueError(
-            f"The sheets do not make an animation. Expected at least one, all of one shape, sides "
-            f"up to 65535; received {len(planes)} of shapes {shapes}. Make every sheet with the "
-            f"same rows, cols, padding and scale."
-        )
-    _check_integer("frame_ms", frame_ms, 20, 655350)
-    _check_integer("hold_last_ms", hold_last_ms, 20, 655350)
-    if planes[0].ndim == 2:
-        palette = np.arange(256, dtype=np.uint8).repeat(3).tobytes()
-        frames = [Image.fromarray(plane) for plane in planes]
-    else:
-        colours = Image.fromarray(np.concatenate(planes)).quantize(256)
-        palette = bytes(colours.getpalette()).ljust(768, b"\0")
-        frames = [
-            Image.fromarray(plane).quantize(palette=colours, dither=Image.Dither.NONE)
-            for plane in planes
-        ]
-    height, width = planes[0].shape[:2]
-    # GIF89a: screen with a global palette of 2 ** (7 + 1) colours, loop for ever, frames, trailer.
-    parts = [b"GIF89a", struct.pack("<HHBBB", width, height, 0xF7, 0, 0), palette]
-    parts.append(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00")
-    for number, frame in enumerate(frames, start=1):
-        milliseconds = hold_last_ms if number == len(frames) else frame_ms
-        parts.append(struct.pack("<BBBBHBB", 0x21, 0xF9, 4, 0, milliseconds // 10, 0, 0))
-        parts.append(struct.pack("<BHHHHBB", 0x2C, 0, 0, width, height, 0, 8))
-        parts += [frame.tobytes("gif", frame.mode, 8, 0), b"\0"]
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(b"".join([*parts, b";"]))
-
-
 def _canvas(shape, background):
-    _check_integer("background", background, 0, 255)
+    check_integer("background", background, 0, 255)
     return np.full(shape, background, np.uint8)
 
 
@@ -499,29 +322,7 @@ def _check_finite(name, images, first=0):
         )
 
 
-def _check_integer(name, value, low, high=math.inf):
-    if not isinstance(value, numbers.Integral) or not low <= value <= high:
-        limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-        raise ValueError(
-            f"`{name}` is out of its range. Expected a whole number {limits}; received {value!r}. "
-            f"Pass, for example, {name}={low}."
-        )
-
-
 def _flat(name, images, first=0):
     flat = images.reshape(len(images), -1).astype(np.float64)  # (n, pixels)
     _check_finite(name, flat, first)
     return flat
-
-
-def _plane(sheet):
-    """A sheet in the shape Pillow reads: `(h, w)` for gray, `(h, w, 3)` for colour."""
-    sheet = np.asarray(sheet)
-    channels = sheet.shape[2:]
-    shaped = sheet.ndim > 1 and channels in ((), (1,), (3,)) and sheet.size
-    if sheet.dtype != np.uint8 or not shaped:
-        raise ValueError(
-            f"This is not a sheet. Expected uint8 of shape (h, w), (h, w, 1) or (h, w, 3); "
-            f"received {sheet.dtype} {sheet.shape}. Make one with `contact_sheet`."
-        )
-    return np.ascontiguousarray(sheet[..., 0] if channels == (1,) else sheet)

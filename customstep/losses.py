@@ -13,6 +13,8 @@ import dataclasses
 import keras
 import tensorflow as tf
 
+from customstep import noise
+
 __all__ = [
     "DRAGAN",
     "R1",
@@ -374,7 +376,7 @@ class Penalty(_Saved):
             critic: callable of images that returns the discriminator's logits `(batch, ...)`.
             real: float32 `(batch, height, width, channels)`, images of the data set.
             fake: float32 of the same shape, generated ones.
-            seed: int64 `(2,)`, for `tf.random.stateless_*`.
+            seed: int64 `(2,)`, for `noise.normal` and `noise.uniform`.
         """
         raise NotImplementedError
 
@@ -407,15 +409,15 @@ def interpolate(real, fake, seed):
     """e x + (1 - e) G(z), with one uniform e in `[0, 1)` for each image.
 
     Args:
-        real: float `(batch, ...)`.
-        fake: float of the same shape.
+        real: float32 `(batch, ...)`.
+        fake: float32 of the same shape.
         seed: int64 `(2,)`.
 
     Returns:
-        float `(batch, ...)`.
+        float32 `(batch, ...)`.
     """
     shape = tf.concat([tf.shape(real)[:1], tf.ones(real.shape.rank - 1, tf.int32)], axis=0)
-    e = tf.random.stateless_uniform(shape, seed, dtype=real.dtype, alg="philox")
+    e = noise.uniform(shape, seed)
     return e * real + (1 - e) * fake
 
 
@@ -474,8 +476,8 @@ class DRAGAN(Penalty):
         _check("deviation", self.deviation, self.deviation > 0, "above 0")
 
     def __call__(self, critic, real, fake, seed):
-        noise = tf.random.stateless_normal(tf.shape(real), seed, dtype=real.dtype, alg="philox")
-        noisy = real + self.deviation * tf.math.reduce_std(real) * noise
+        shift = noise.normal(tf.shape(real), seed)
+        noisy = real + self.deviation * tf.math.reduce_std(real) * shift
         return self.weight * tf.reduce_mean((gradient_norms(critic, noisy) - self.target) ** 2)
 
 
@@ -501,8 +503,8 @@ class FiniteDifferenceR1(R1):
         _check("deviation", self.deviation, self.deviation > 0, "above 0")
 
     def __call__(self, critic, real, fake, seed):
-        noise = tf.random.stateless_normal(tf.shape(real), seed, dtype=real.dtype, alg="philox")
-        shifted = tf.cast(critic(real + self.deviation * noise), tf.float32)
+        shift = noise.normal(tf.shape(real), seed)
+        shifted = tf.cast(critic(real + self.deviation * shift), tf.float32)
         slopes = (shifted - tf.cast(critic(real), tf.float32)) / self.deviation
         return self.gamma / 2 * tf.reduce_mean(slopes**2)
 

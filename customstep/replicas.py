@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-__all__ = ["count", "draw_seed", "share", "whole"]
+__all__ = ["count", "index", "share", "whole"]
 
 
 def count():
@@ -27,20 +27,9 @@ def whole(share):
     return share if count() == 1 else share * count()
 
 
-def draw_seed(generator):
-    """The next seed of a `keras.random.SeedGenerator`, another one on every replica.
-
-    A seed generator holds the same state on every replica, so its seeds alone would give every
-    replica the same noise.
-
-    Args:
-        generator: `keras.random.SeedGenerator`.
-
-    Returns:
-        int64 `(2,)` for `tf.random.stateless_*`.
-    """
-    seed = generator.next()
+def index():
+    """This replica's number, an int64 scalar, 0 without a strategy."""
     if count() == 1:
-        return seed
+        return tf.constant(0, tf.int64)
     replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-    return tf.random.experimental.stateless_fold_in(seed, replica)
+    return tf.cast(replica, tf.int64)

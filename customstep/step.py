@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from customstep import files, replicas
+from customstep import replicas
 from customstep.optimizers import OptimizerGroup, optimizers_by_update, schedules_by_update
+from customstep.saving import PersistentModel
 
 __all__ = ["Batch", "Objective", "StepModel", "Update"]
 
@@ -85,7 +86,7 @@ class Update:
     slices: int = 1
 
 
-class StepModel(keras.Model):
+class StepModel(PersistentModel):
     """A `keras.Model` whose training step is a tuple of updates.
 
     Use it as it is, and it is `keras.Model`, bit for bit. Override the methods under "Override
@@ -112,11 +113,6 @@ class StepModel(keras.Model):
 
     # Read-only mappings, because Keras would track, and save, what a dict holds.
     _trackers = _schedules = _compile_arguments = types.MappingProxyType({})
-
-    def __init__(self, *args, **kwargs):
-        if _describes_a_graph(args, kwargs) and not isinstance(self, _Functional):
-            object.__setattr__(self, "__class__", _functional_twin(type(self)))
-        super().__init__(*args, **kwargs)
 
     # -- Override these ---------------------------------------------------------------------
 
@@ -324,6 +320,12 @@ class StepModel(keras.Model):
         if self.built:  # Keras restores the state of built optimizers only
             self._build_optimizers()
 
+    def get_compile_config(self):
+        return keras.saving.serialize_keras_object(dict(self._compile_arguments))
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
     @property
     def optimizers(self):
         """Dict of update name to its optimizer."""
@@ -367,86 +369,6 @@ class StepModel(keras.Model):
                 if hasattr(callback, "on_train_interrupted"):
                     callback.on_train_interrupted(error)
             raise
-
-    # -- Saving -----------------------------------------------------------------------------
-
-    def get_config(self):
-        config = super().get_config()
-        takes = inspect.signature(type(self).__init__).parameters.values()
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes):
-            config = {}
-        for parameter in list(takes)[1:]:
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                continue
-            if not hasattr(self, parameter.name):
-                raise NotImplementedError(
-                    f"{type(self).__name__} cannot be saved. Expected an attribute for every "
-                    f"argument of its constructor; received none for '{parameter.name}'. Keep it "
-                    f"in the constructor: `self.{parameter.name} = {parameter.name}`."
-                )
-            value = getattr(self, parameter.name)
-            config[parameter.name] = keras.saving.serialize_keras_object(value)
-        return config
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        if "input_layers" in config:  # a functional graph, which Keras rebuilds itself
-            return super().from_config(config, custom_objects)
-        return cls(**keras.saving.deserialize_keras_object(config, custom_objects))
-
-    def get_compile_config(self):
-        return keras.saving.serialize_keras_object(dict(self._compile_arguments))
-
-    def compile_from_config(self, config):
-        self.compile(**keras.saving.deserialize_keras_object(config))
-
-    def save(self, filepath, overwrite=True, **kwargs):
-        with files.replaced(filepath, overwrite) as path:
-            super().save(path, overwrite=overwrite, **kwargs)
-
-    def save_weights(self, filepath, overwrite=True, **kwargs):
-        with files.replaced(filepath, overwrite) as path:
-            super().save_weights(path, overwrite=overwrite, **kwargs)
-
-    def save_own_variables(self, store):
-        """Saves what Keras leaves out: the states of all random generators in the model."""
-        super().save_own_variables(store)
-        for index, state in enumerate(self._random_states):
-            store[f"random_state_{index}"] = state.numpy()
-
-    def load_own_variables(self, store):
-        names = [name for name in store.keys() if name.startswith("random_state_")]
-        super().load_own_variables({n: store[n] for n in store.keys() if n not in names})
-        for name in names:
-            self._random_states[int(name.rsplit("_", 1)[1])].assign(store[name])
-
-    @property
-    def _random_states(self):
-        weights = {id(variable) for variable in self.weights}
-        return [variable for variable in self.variables if id(variable) not in weights]
-
-
-# Keras does not export the class of functional models; this makes an empty one to ask for its type.
-_Functional = type(keras.Model.__new__(keras.Model, inputs=(), outputs=()))
-
-
-def _describes_a_graph(args, kwargs):
-    """Whether constructor arguments are the inputs and outputs of a functional graph."""
-    tensors = keras.tree.flatten((*args[:2], kwargs.get("inputs"), kwargs.get("outputs")))
-    return any(isinstance(tensor, keras.KerasTensor) for tensor in tensors)
-
-
-@functools.cache
-def _functional_twin(cls):
-    """A subclass of `cls` for models made of a functional graph.
-
-    Keras itself would replace `keras.Model` by its functional class among the bases of `cls`, for
-    good, and of every class that `cls` inherits from: after the first functional `StepModel` no
-    other kind could be made any more. `__class__` keeps the twin out of sight, so that a saved
-    model names the class its user wrote.
-    """
-    names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(cls.__name__, (cls, _Functional), {**names, "__class__": property(lambda _: cls)})
 
 
 def _symbol(tensor):

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from customstep import replicas
+from customstep import noise
 from customstep.losses import NonSaturating
 from customstep.step import Objective, StepModel, Update
 
@@ -83,7 +83,7 @@ class GAN(StepModel):
         self._check_arguments()
         self._check_networks()
         self.ema_generator = _frozen_copy(generator)
-        self.noise = keras.random.SeedGenerator()
+        self.seeds = keras.random.SeedGenerator()
 
     @property
     def terms(self):
@@ -149,7 +149,7 @@ class GAN(StepModel):
         t = tf.cast(self.optimizers["generator"].iterations, tf.float32)
         rate = 1 - tf.minimum(self.ema_decay, (1 + t) / (10 + t))
         for average, weight in zip(self.ema_generator.weights, self.generator.weights):
-            average.assign_sub(tf.cast(rate, weight.dtype) * (average - weight))
+            average.value.assign_sub(tf.cast(rate, weight.dtype) * (average - weight))
 
     def compile(self, optimizer, loss=None, metrics=None, **kwargs):
         """As in `StepModel`, with an optimizer for "discriminator" and one for "generator".
@@ -187,8 +187,7 @@ class GAN(StepModel):
             float32 numpy array `(n, latent_dim)`, standard normal.
         """
         seed = random.getrandbits(31) if seed is None else seed
-        shape = (n, self.latent_dim)
-        return tf.random.stateless_normal(shape, seed=(seed, 0), alg="philox").numpy()
+        return noise.normal((n, self.latent_dim), (seed, 0)).numpy()
 
     def sample(self, n, *, seed=None, labels=None):
         """Generated images.
@@ -225,11 +224,10 @@ class GAN(StepModel):
 
     def _draw_seed(self, training):
         # Evaluation always draws the same noise and leaves that of the training alone.
-        return replicas.draw_seed(self.noise) if training else tf.zeros(2, tf.int64)
+        return noise.draw_seed(self.seeds) if training else tf.zeros(2, tf.int64)
 
     def _draw_latents(self, n, training):
-        seed = self._draw_seed(training)
-        return tf.random.stateless_normal((n, self.latent_dim), seed, alg="philox")
+        return noise.normal((n, self.latent_dim), self._draw_seed(training))
 
     def _labels(self, batch):
         if self.num_classes is None:
