@@ -3,7 +3,9 @@
 __version__ = "0.1.0"
 
 from customstep import _quiet  # isort: skip  (before anything imports TensorFlow)
-from customstep import datasets, grids, latents, losses, pictures
+from customstep import callbacks, datasets, grids, latents, losses, pictures
+from customstep.callbacks import SampleGrid
+from customstep.curves import plot_history
 from customstep.datasets import load_images, read_images
 from customstep.step import Batch, Objective, StepModel, Update
 from customstep.templates import GAN
@@ -12,13 +14,16 @@ __all__ = [
     "GAN",
     "Batch",
     "Objective",
+    "SampleGrid",
     "StepModel",
     "Update",
+    "callbacks",
     "datasets",
     "grids",
     "latents",
     "load_images",
     "losses",
     "pictures",
+    "plot_history",
     "read_images",
 ]

@@ -12,27 +12,29 @@ class OptimizerGroup(keras.optimizers.Optimizer):
     """The optimizers of a model with several updates, as Keras and its callbacks see them.
 
     `keras.Model` has room for one optimizer: saving, `BackupAndRestore`, `TensorBoard` and the
-    learning rate callbacks look at `model.optimizer` and nowhere else. The group stands there,
-    holds one optimizer for each update, and passes on what concerns them all. It applies no
-    gradients itself: a step does that with the member of each update.
+    learning rate callbacks look at `model.optimizer` and nowhere else. The group stands there and
+    answers as `keras.optimizers.MultiOptimizer` does, so that a callback acts on every member.
+    Other than in `MultiOptimizer`, two members may train the same variable. The group applies no
+    gradients: a step does that with the member of each update.
 
     Args:
         optimizers: dict of update name to `keras.optimizers.Optimizer`, in the order of the
-            updates.
+            updates. Each takes the name of its update, under which callbacks log its rate.
         name: the group's name.
 
     Attributes:
-        optimizers: the same dict.
+        names: tuple of update names.
+        optimizers: list of their optimizers.
     """
 
     def __init__(self, optimizers, name="optimizer_group"):
         super().__init__(learning_rate=0.0, name=name)
-        self.optimizers = dict(optimizers)
+        self.names = tuple(optimizers)
+        self.optimizers = list(optimizers.values())
+        for update, optimizer in optimizers.items():
+            optimizer.name = update
         # Not a dict, which Keras would track: the model's variables are not the group's to save.
-        self._members_variables = types.MappingProxyType({})
-        self._initial_rates = types.MappingProxyType(
-            {key: float(member.learning_rate) for key, member in self.optimizers.items()}
-        )
+        self._trained = types.MappingProxyType({})
 
     def build(self, variables):
         """Builds every member that is not built.
@@ -42,54 +44,45 @@ class OptimizerGroup(keras.optimizers.Optimizer):
                 itself calls it, one list for all.
         """
         if not isinstance(variables, dict):
-            variables = dict.fromkeys(self.optimizers, variables)
-        self._members_variables = types.MappingProxyType(
-            {key: tuple(own) for key, own in variables.items()}
-        )
-        for key, member in self.optimizers.items():
-            if not member.built:
-                member.build(list(variables[key]))
+            variables = dict.fromkeys(self.names, variables)
+        self._trained = types.MappingProxyType({k: tuple(v) for k, v in variables.items()})
+        for name, optimizer in zip(self.names, self.optimizers):
+            if not optimizer.built:
+                optimizer.build(list(variables[name]))
         self.built = True
 
     @property
     def variables(self):
-        return [v for member in self.optimizers.values() for v in member.variables]
+        return [variable for optimizer in self.optimizers for variable in optimizer.variables]
 
     @property
     def iterations(self):
         """How often the first update was applied."""
-        return self._first.iterations
+        return self.optimizers[0].iterations
 
     @property
     def learning_rate(self):
-        """The first update's rate; setting it scales all rates by one factor.
-
-        So a callback such as `ReduceLROnPlateau` keeps the proportion of the rates that were
-        passed to `compile` (Heusel et al. 2017, arXiv:1706.08500, the two time-scale rule).
-        """
-        return self._first.learning_rate
+        raise AttributeError(
+            "Several optimizers have no one learning rate. Expected that of one update; received "
+            "the group. Use `model.optimizers[name].learning_rate`."
+        )
 
     @learning_rate.setter
     def learning_rate(self, rate):
-        first_rate = next(iter(self._initial_rates.values()))
-        if not first_rate:
-            raise ValueError(
-                "The learning rates cannot be scaled together. Expected a first rate above 0 at "
-                "compile; received 0.0. Set `model.optimizers[name].learning_rate` for each, or "
-                "pass `schedule_lr={name: ...}` to compile."
-            )
-        for key, member in self.optimizers.items():
-            member.learning_rate = rate * (self._initial_rates[key] / first_rate)
+        raise AttributeError(
+            "Several optimizers have no one learning rate. Expected that of one update; received "
+            f"{rate!r} for the group. Set `model.optimizers[name].learning_rate`."
+        )
 
     def finalize_variable_values(self, var_list):
         """Lets each member finalize its own variables; Keras passes all of the model's."""
-        for key, own in self._members_variables.items():
-            self.optimizers[key].finalize_variable_values(list(own))
+        for name, optimizer in zip(self.names, self.optimizers):
+            optimizer.finalize_variable_values(list(self._trained.get(name, ())))
 
     def apply(self, grads, trainable_variables=None):
         raise TypeError(
             "A group of optimizers cannot apply gradients. Expected the optimizer of one update; "
-            f"received the group of {', '.join(self.optimizers)}. Call "
+            f"received the group of {_listed(self.names)}. Call "
             "`model.optimizers[name].apply(...)`."
         )
 
@@ -100,17 +93,13 @@ class OptimizerGroup(keras.optimizers.Optimizer):
         """Nothing, as in `save_own_variables`."""
 
     def get_config(self):
-        members = {k: keras.optimizers.serialize(v) for k, v in self.optimizers.items()}
-        return {"name": self.name, "optimizers": members}
+        members = map(keras.optimizers.serialize, self.optimizers)
+        return {"name": self.name, "optimizers": dict(zip(self.names, members))}
 
     @classmethod
     def from_config(cls, config):
         members = {k: keras.optimizers.deserialize(v) for k, v in config["optimizers"].items()}
         return cls(members, name=config["name"])
-
-    @property
-    def _first(self):
-        return next(iter(self.optimizers.values()))
 
 
 def optimizers_by_update(names, optimizer):
@@ -195,3 +184,4 @@ def _is_by_update(optimizer):
 
 def _listed(names):
     return ", ".join(f"'{name}'" for name in names)
+

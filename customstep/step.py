@@ -86,6 +86,7 @@ class Update:
     slices: int = 1
 
 
+@keras.saving.register_keras_serializable("customstep")
 class StepModel(PersistentModel):
     """A `keras.Model` whose training step is a tuple of updates.
 
@@ -278,7 +279,7 @@ class StepModel(PersistentModel):
             schedule_lr: a callable `step -> learning rate` that sets the rate before every
                 descent, or a dict of update name to one. `step` is a float32 scalar, the number
                 of descents its optimizer has done. The rate in force is logged as
-                `learning_rate`, or `<update>_learning_rate` where there are several updates.
+                `learning_rate`, or `learning_rate_<update>` where there are several updates.
             auto_scale_loss: wraps every optimizer in a `LossScaleOptimizer` where a layer
                 computes in float16.
             **kwargs: all other arguments of `keras.Model.compile`, by name.
@@ -329,9 +330,22 @@ class StepModel(PersistentModel):
     @property
     def optimizers(self):
         """Dict of update name to its optimizer."""
+        if not self.compiled:
+            return {}
         if isinstance(self.optimizer, OptimizerGroup):
-            return dict(self.optimizer.optimizers)
+            return dict(zip(self.optimizer.names, self.optimizer.optimizers))
         return {update.name: self.optimizer for update in self.updates()}
+
+    @property
+    def steps(self):
+        """How many training steps were done; 0 before `compile`.
+
+        Steps that an optimizer skipped, because of an overflow in float16, do not count.
+        """
+        if not self.compiled:
+            return 0
+        last = self.updates()[-1]
+        return int(self.optimizers[last.name].iterations) // last.times
 
     @property
     def metrics(self):
@@ -348,7 +362,7 @@ class StepModel(PersistentModel):
     def _scheduled_rates(self):
         rates = {name: self.optimizers[name].learning_rate for name in self._schedules}
         if len(self.optimizers) > 1:
-            rates = {f"{name}_learning_rate": rate for name, rate in rates.items()}
+            rates = {f"learning_rate_{name}": rate for name, rate in rates.items()}
         else:
             rates = {"learning_rate": rate for rate in rates.values()}
         return {name: tf.convert_to_tensor(rate) for name, rate in rates.items()}
@@ -366,8 +380,10 @@ class StepModel(PersistentModel):
         except BaseException as error:
             arguments = inspect.signature(super().fit).bind(*args, **kwargs).arguments
             for callback in keras.tree.flatten(arguments.get("callbacks")):
-                if hasattr(callback, "on_train_interrupted"):
-                    callback.on_train_interrupted(error)
+                try:
+                    getattr(callback, "on_train_interrupted", lambda error: None)(error)
+                except Exception as failure:
+                    error.add_note(f"{type(callback).__name__} failed after it: {failure!r}")
             raise
 
 

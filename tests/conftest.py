@@ -1,6 +1,32 @@
-"""One set-up for all tests."""
+"""One set-up for all tests: a quiet TensorFlow, two logical CPUs, one strategy, no global state."""
 
-import os
+import customstep  # isort: skip  (first: it silences TensorFlow)
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("MPLBACKEND", "Agg")
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+[_cpu] = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(_cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras():
+    """Every test starts from the same random state and leaves the global policy alone."""
+    keras.utils.set_random_seed(0)
+    yield
+    keras.mixed_precision.set_global_policy("float32")
+
+
+@pytest.fixture(scope="session")
+def two_replicas():
+    """One strategy for all tests: TensorFlow's collectives clash when a process has two."""
+    return tf.distribute.MirroredStrategy(
+        ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

@@ -77,7 +77,7 @@ class GAN(StepModel):
         self.loss = NonSaturating() if loss is None else loss
         self.penalties = tuple(penalties)
         self.discriminator_steps = discriminator_steps
-        self.ema_decay = ema_decay
+        self.ema_decay = float(ema_decay)
         self.num_classes = num_classes
         self.image_range = tuple(image_range)
         self._check_arguments()

@@ -1,0 +1,146 @@
+"""Callbacks that show a training run; they observe it and change nothing of it."""
+
+import pathlib
+import re
+
+import keras
+import numpy as np
+from PIL import Image
+
+from customstep import grids, pictures
+from customstep.checks import check_integer
+
+__all__ = ["SampleGrid"]
+
+
+class SampleGrid(keras.callbacks.Callback):
+    """Sheets of the same samples, epoch after epoch, and an animation of them.
+
+    Use it to see whether a GAN learns. In `directory` it writes
+
+    - `epoch_0000.png`, the model before training, then `epoch_0001.png` and so on;
+    - `training.gif`, all these sheets, once training ends;
+    - `interrupted.png`, and the animation so far, if training dies. An error while writing them
+      becomes a note on the error that ended the training.
+
+    Every sheet shows the same latent vectors, so a tile shows what the training changed. Its PNG
+    metadata are `model`, `epoch`, `step` and `seed`. A run that
+    continues with `fit(initial_epoch=...)` redraws the sheet of the epoch where it starts, and its
+    animation begins with the earlier sheets of the same size in `directory`.
+
+    For a table of the losses, use `keras.callbacks.CSVLogger`.
+
+    Args:
+        directory: folder for the files; it is made if missing, and sheets in it are overwritten.
+        rows: tiles down, at least 1; None for 8 or, where the model has `num_classes`, one for
+            each class. Row r of a conditional model shows class r, beginning again after the last.
+        cols: tiles across, at least 1.
+        every: epochs from one sheet to the next, at least 1; the last epoch always has one.
+        seed: of the latent vectors, 0 to 2**63 - 1.
+        scale: every image pixel becomes `scale` x `scale` pixels, at least 1.
+
+    Raises:
+        ValueError: a number is out of its range.
+        TypeError: in `fit`, the model has no `sample(n, seed=, labels=)` or no `image_range`.
+
+    Example:
+
+        gan.fit(images, epochs=10, callbacks=[SampleGrid("runs/samples")])
+    """
+
+    def __init__(self, directory, *, rows=None, cols=8, every=1, seed=0, scale=2):
+        super().__init__()
+        if rows is not None:
+            check_integer("rows", rows, 1)
+        check_integer("cols", cols, 1)
+        check_integer("every", every, 1)
+        check_integer("seed", seed, 0, 2**63 - 1)
+        check_integer("scale", scale, 1)
+        self.directory = pathlib.Path(directory)
+        self.rows, self.cols, self.every, self.seed, self.scale = rows, cols, every, seed, scale
+        self._epoch = None  # how many are done; None while no epoch has begun
+        self._frames = {}  # epoch: the path of its sheet
+
+    def on_train_begin(self, logs=None):
+        self._epoch, self._frames = None, {}
+        if not hasattr(self.model, "sample") or not hasattr(self.model, "image_range"):
+            raise TypeError(
+                f"SampleGrid cannot draw samples of this model. Expected a model with "
+                f"`sample(n, seed=, labels=)` and `image_range`, such as a GAN; received "
+                f"{type(self.model).__name__}. Remove the callback, or give the model both."
+            )
+
+    def on_epoch_begin(self, epoch, logs=None):
+        # Not in `on_train_begin`, which knows neither the epoch nor what `BackupAndRestore` loads.
+        if self._epoch is None:
+            self._epoch = epoch
+            self._frames = self._sheets_before(epoch)
+            self._write_frame()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._epoch = epoch + 1
+        if self._epoch % self.every == 0:
+            self._write_frame()
+
+    def on_train_end(self, logs=None):
+        if self._epoch is not None:
+            if self._epoch not in self._frames:
+                self._write_frame()
+            self._write_gif()
+        self._epoch = None
+
+    def on_train_interrupted(self, error):
+        """Writes what there is to see; `StepModel.fit` calls it with the error that ends it."""
+        if self._epoch is None:
+            return
+        for name, write in (
+            ("interrupted.png", lambda: self._write_sheet("interrupted.png")),
+            ("training.gif", self._write_gif),
+        ):
+            try:
+                write()
+            except Exception as failure:  # the error that ended the training stays in sight
+                error.add_note(f"'{self.directory / name}' was not written: {failure!r}")
+        self._epoch = None
+
+    def _write_frame(self):
+        self._frames[self._epoch] = self._write_sheet(f"epoch_{self._epoch:04d}.png")
+
+    def _write_sheet(self, name):
+        classes = getattr(self.model, "num_classes", None)
+        rows = self.rows or classes or 8
+        labels = None
+        if classes is not None:
+            labels = np.resize(np.arange(classes), rows).repeat(self.cols)
+        images = self.model.sample(rows * self.cols, seed=self.seed, labels=labels)
+        sheet = grids.contact_sheet(
+            images, rows, self.cols, scale=self.scale, image_range=self.model.image_range
+        )
+        metadata = {
+            "model": self.model.name,
+            "epoch": self._epoch,
+            "step": self.model.steps,
+            "seed": self.seed,
+        }
+        pictures.save_png(self.directory / name, sheet, metadata)
+        return self.directory / name
+
+    def _write_gif(self):
+        sheets = []
+        for _, path in sorted(self._frames.items()):
+            if path.exists():
+                with Image.open(path) as image:
+                    sheets.append(np.asarray(image))
+        # A run may continue another one that drew sheets of another size.
+        sheets = [sheet for sheet in sheets if sheet.shape == sheets[-1].shape]
+        pictures.save_gif(self.directory / "training.gif", sheets)
+
+    def _sheets_before(self, epoch):
+        """The sheets of earlier epochs, `{epoch: path}`; later ones are of another run."""
+        sheets = {}
+        for path in self.directory.glob("epoch_*.png"):
+            match = re.fullmatch(r"epoch_(\d{4,})", path.stem)
+            if match and int(match[1]) < epoch:
+                sheets[int(match[1])] = path
+        return sheets
+

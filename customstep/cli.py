@@ -1,0 +1,322 @@
+"""The console script `customstep`: one function for each of its commands.
+
+A command is a function that adds its parser to the others and names, as `run`, the function that
+does the work; `COMMANDS` lists them. What a user can get wrong is raised as a `ValueError` or an
+`OSError`, which `main` turns into one line and exit code 2.
+"""
+
+import argparse
+import contextlib
+import math
+import pathlib
+import sys
+import textwrap
+
+import keras
+import numpy as np
+
+from customstep import __version__, grids, latents, pictures
+from customstep.files import atomic_path
+
+__all__ = ["main"]
+
+_LARGEST = 2**28  # pixels of a sheet; Pillow refuses to open much larger pictures
+_BLOCK = 1024  # images held as floats at once
+
+
+def main(argv=None):
+    """Runs one command of `customstep`.
+
+    Args:
+        argv: list of str, the words after `customstep`; None takes them from the command line.
+
+    Raises:
+        SystemExit: code 0 after `--help` or `--version`, 2 after a mistake, which one line on
+            standard error explains.
+
+    Example:
+
+        main(["grid", "gan.keras", "--out", "runs/grid.png"])
+    """
+    parser = _Parser(
+        prog="customstep",
+        description="Look at models that were trained with customstep.",
+        epilog="'customstep COMMAND --help' describes a command and gives examples.",
+    )
+    parser.add_argument("--version", action="version", version=f"customstep {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add_command in COMMANDS:
+        add_command(commands)
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (OSError, ValueError, MemoryError) as error:
+        arguments.parser.error(" ".join(str(error).split()) or type(error).__name__)
+
+
+def _grid(commands):
+    """Adds `customstep grid`."""
+    parser = commands.add_parser(
+        "grid",
+        help="draw a sheet of samples of a saved GAN",
+        description="Draw a sheet of samples of a saved GAN as a PNG file. The same model, seed\n"
+        "and layout give the same picture; the file itself records them as metadata.",
+        epilog="""\
+classes:
+  A row of a conditional GAN shows one class. The rows take the classes of
+  --labels in turn, or all classes where it is not given: ten classes, ten rows.
+
+examples:
+  customstep grid gan.keras
+      8 x 8 samples in grid.png
+  customstep grid gan.keras --seed 1 --out runs/other.png
+      other samples, in another file
+  customstep grid gan.keras --interpolate --cols 12
+      each row turns one sample into another
+  customstep grid gan.keras --labels 2,0 --rows 4
+      rows of the classes 2, 0, 2 and 0
+  customstep grid gan.keras --rows 100 --cols 100 --padding 0 --scale 1
+      10,000 samples
+""",
+    )
+    parser.add_argument("model", metavar="MODEL.keras", type=pathlib.Path, help="the saved GAN")
+    parser.add_argument(
+        "--rows",
+        type=_whole(1),
+        metavar="R",
+        help="images down (default: 8, or one row for each class shown)",
+    )
+    parser.add_argument(
+        "--cols",
+        type=_whole(1),
+        default=8,
+        metavar="C",
+        help="images across (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=_whole(0, 2**63 - 1),
+        default=0,
+        metavar="S",
+        help="of the latent vectors (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--padding",
+        type=_whole(0),
+        default=2,
+        metavar="P",
+        help="pixels around and between images (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--scale",
+        type=_whole(1),
+        default=2,
+        metavar="K",
+        help="every image pixel becomes K x K pixels (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--labels",
+        type=_class_numbers,
+        metavar="0,1,2",
+        help="classes of the rows, in turn (default: all classes)",
+    )
+    parser.add_argument(
+        "--interpolate",
+        action="store_true",
+        help="let every row go from one latent vector to another, along the sphere",
+    )
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default="grid.png",
+        metavar="FILE.png",
+        help="the picture; overwritten if it exists (default: %(default)s)",
+    )
+    parser.set_defaults(run=_run_grid, parser=parser)
+
+
+COMMANDS = (_grid,)
+
+
+def _run_grid(arguments):
+    gan = _load_gan(arguments.model)
+    classes = _classes(gan, arguments.labels)
+    rows = arguments.rows or (8 if classes is None else len(classes))
+    cols = arguments.cols
+    layout = {"padding": arguments.padding, "scale": arguments.scale}
+    height, width = _sheet_size(gan, rows, cols, **layout)
+    if arguments.out.suffix.lower() != ".png":
+        raise ValueError(
+            f"The picture cannot be written in this format. Expected a name that ends in .png; "
+            f"received '{arguments.out}'. Change --out."
+        )
+    with _writable(arguments.out) as temporary:  # found out now, not after 10,000 samples
+        points = _latents(gan, rows, cols, arguments.seed, arguments.interpolate)
+        labels = None if classes is None else np.resize(classes, rows).repeat(cols)
+        sheet = _sheet(gan, points, labels, cols, (height, width), **layout)
+        metadata = {
+            "model": arguments.model.name,
+            "step": gan.steps,
+            "seed": arguments.seed,
+            "rows": rows,
+            "cols": cols,
+            "interpolate": arguments.interpolate,
+        }
+        if classes is not None:
+            metadata["labels"] = ",".join(map(str, classes))
+        pictures.save_png(temporary, sheet, metadata)
+    print(f"{arguments.out}: {width} x {height} pixels, {rows * cols} images")
+
+
+def _load_gan(path):
+    if not path.is_file():
+        received = "a folder" if path.is_dir() else "a path that does not exist"
+        raise ValueError(
+            f"There is no model '{path}'. Expected a .keras file; received {received}. Pass the "
+            f"file that `gan.save(...)` or `ModelCheckpoint` wrote."
+        )
+    try:
+        gan = _load(path)
+    except Exception as error:  # Keras, zipfile and h5py raise all kinds
+        raise ValueError(
+            f"The model '{path}' cannot be loaded. Expected a .keras file of registered classes; "
+            f"received {textwrap.shorten(f'{type(error).__name__}: {error}', 200)} Pass the file "
+            f"that `gan.save(...)` wrote."
+        ) from error
+    if not all(hasattr(gan, name) for name in ("latents", "sample", "image_range")):
+        raise ValueError(
+            f"The model '{path}' is not a GAN. Expected one with `latents`, `sample` and "
+            f"`image_range`; received {type(gan).__name__}. Pass a saved `customstep.GAN`."
+        )
+    return gan
+
+
+def _load(path):
+    try:
+        return keras.models.load_model(path)
+    except (TypeError, ValueError):  # compiled with a function that only its script knows
+        return keras.models.load_model(path, compile=False)
+
+
+def _classes(gan, labels):
+    """The classes that the rows show in turn, or None where the GAN has none."""
+    count = getattr(gan, "num_classes", None)
+    if labels is None:
+        return None if count is None else list(range(count))
+    if count is None:
+        raise ValueError(
+            "This GAN takes no labels. Expected no --labels for a GAN without classes; received "
+            f"{labels}. Leave --labels out."
+        )
+    if max(labels) >= count:
+        raise ValueError(
+            f"This GAN has no class {max(labels)}. Expected --labels from 0 to {count - 1}; "
+            f"received {labels}. Correct --labels."
+        )
+    return labels
+
+
+def _sheet_size(gan, rows, cols, padding, scale):
+    """Height and width in pixels, from a first image."""
+    h, w = gan.sample(1, seed=0).shape[1:3]
+    height, width = (
+        count * (scale * side + padding) + padding for count, side in ((rows, h), (cols, w))
+    )
+    if height * width > _LARGEST:
+        raise ValueError(
+            f"The sheet is too large. Expected at most {_LARGEST:,} pixels; received {width:,} x "
+            f"{height:,}. Lower --rows, --cols, --padding or --scale."
+        )
+    return height, width
+
+
+def _latents(gan, rows, cols, seed, interpolate):
+    """`(rows * cols, latent_dim)`, row by row."""
+    if not interpolate:
+        return gan.latents(rows * cols, seed)
+    if cols < 2:
+        raise ValueError(
+            f"A path needs both its ends. Expected at least 2 columns with --interpolate; received "
+            f"--cols {cols}. Raise --cols."
+        )
+    start, end = np.split(gan.latents(2 * rows, seed), 2)
+    return np.concatenate(latents.slerp(start, end, cols))  # of (rows, cols, latent_dim)
+
+
+def _sheet(gan, points, labels, cols, size, padding, scale):
+    """A contact sheet drawn a few rows at a time, for images as floats need more room than it."""
+    sheet = None
+    row_height = (size[0] - padding) * cols // len(points)
+    step = max(1, _BLOCK // cols) * cols
+    for first in range(0, len(points), step):
+        part = slice(first, first + step)
+        inputs = points[part] if labels is None else [points[part], labels[part]]
+        strip = grids.contact_sheet(
+            gan.predict(inputs, batch_size=256, verbose=0),
+            cols=cols,
+            padding=padding,
+            scale=scale,
+            image_range=gan.image_range,
+        )
+        if sheet is None:
+            sheet = np.empty((*size, strip.shape[-1]), np.uint8)
+        top = first // cols * row_height
+        sheet[top : top + len(strip)] = strip
+        _show_progress(min(first + step, len(points)), len(points))
+    return sheet
+
+
+def _show_progress(done, total):
+    if sys.stderr.isatty():
+        end = "\n" if done == total else ""
+        print(f"\r{done:,} of {total:,} images", end=end, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _writable(path):
+    """`atomic_path` whose errors speak of `--out`."""
+    try:
+        with atomic_path(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise ValueError(
+            f"The picture '{path}' cannot be written. Expected a folder that exists or can be "
+            f"made, and room in it; received: {error.strerror or error}. Change --out."
+        ) from error
+
+
+def _whole(low, high=math.inf):
+    """The type of an option that is a whole number from `low` to `high`."""
+
+    def parse(text):
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number, {limits}; received '{text}'"
+            )
+        return value
+
+    return parse
+
+
+def _class_numbers(text):
+    try:
+        return [_whole(0)(part) for part in text.split(",")]
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"expected class numbers such as 0,1,2; received '{text}'"
+        ) from None
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that keeps the line breaks of its texts, and explains a mistake in one line."""
+
+    def __init__(self, **kwargs):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")

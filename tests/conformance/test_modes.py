@@ -1,0 +1,69 @@
+"""Every template gives the same numbers however its step is run, and trains in every precision."""
+
+import keras
+import numpy as np
+import pytest
+
+from tests.descriptors import equal, fit, state
+
+
+def test_eager_steps_match_the_graph(descriptor):
+    graph, eager = descriptor.make(), descriptor.make(run_eagerly=True)
+    fit(graph, descriptor, epochs=1)
+    fit(eager, descriptor, epochs=1)
+    for a, b in zip(state(graph), state(eager)):
+        # The graph fuses operations, which rounds differently.
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_steps_per_execution_change_no_bit(descriptor, steps):
+    one, several = descriptor.make(), descriptor.make(steps_per_execution=steps)
+    histories = [fit(one, descriptor), fit(several, descriptor)]
+    assert equal(state(one), state(several))
+    assert histories[0] == histories[1]
+
+
+def test_xla_trains(descriptor):
+    model = descriptor.make(jit_compile=True)
+    before = state(model)
+    history = fit(model, descriptor)
+    assert all(np.isfinite(values).all() for values in history.values())
+    assert not equal(before, state(model))
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_trains_float32_weights(descriptor, policy):
+    keras.mixed_precision.set_global_policy(policy)
+    model = descriptor.make()
+    history = fit(model, descriptor)
+    assert all(np.isfinite(values).all() for values in history.values())
+    assert {weight.dtype for weight in model.trainable_weights} == {"float32"}
+    scaled = policy == "mixed_float16"
+    for optimizer in model.optimizers.values():
+        assert isinstance(optimizer, keras.optimizers.LossScaleOptimizer) == scaled
+
+
+def test_overflow_in_one_update_skips_that_one_only(descriptor):
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    model = descriptor.make()
+    updates = model.updates()
+    scales = [model.optimizers[update.name] for update in updates]
+    scales[0].dynamic_scale.assign(1e38)
+    before = [[np.array(v) for v in update.variables] for update in updates]
+    fit(model, descriptor, epochs=1, batch_size=24)  # one step
+    assert equal(before[0], [np.array(v) for v in updates[0].variables])
+    assert int(scales[0].iterations) == 0
+    for update, old, optimizer in list(zip(updates, before, scales))[1:]:
+        assert not equal(old, [np.array(v) for v in update.variables])
+        assert int(optimizer.iterations) == update.times
+
+
+def test_short_last_batch_counts_by_its_size(descriptor):
+    """The mean over batches of 16 and 8 is the mean over all 24, where no noise is drawn."""
+    model = descriptor.make()
+    whole = model.evaluate(**descriptor.data(), batch_size=24, verbose=0, return_dict=True)
+    parts = model.evaluate(**descriptor.data(), batch_size=16, verbose=0, return_dict=True)
+    drawn = {"generator_loss", "discriminator_loss", "gradient_penalty"}  # from latents a batch
+    for name in set(whole) - drawn:
+        assert parts[name] == pytest.approx(whole[name], rel=1e-5), name

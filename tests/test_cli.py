@@ -1,0 +1,189 @@
+"""The console script: pictures that are right, mistakes that are one line."""
+
+import re
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from PIL import Image
+
+import customstep
+from customstep.cli import main
+from customstep.grids import contact_sheet
+from customstep.pictures import read_metadata
+from tests.test_callbacks import tiny_gan
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A folder with gan.keras, conditional.keras, classifier.keras and damaged.keras."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny_gan().save(folder / "gan.keras")
+    tiny_gan(num_classes=3).save(folder / "conditional.keras")
+    keras.Sequential([keras.Input((2,)), layers.Dense(1)]).save(folder / "classifier.keras")
+    (folder / "damaged.keras").write_bytes((folder / "gan.keras").read_bytes()[:1000])
+    (folder / "folder.keras").mkdir()
+    return folder
+
+
+@pytest.fixture
+def grid(models, tmp_path, monkeypatch):
+    """Runs `customstep grid` in an empty folder; returns the pixels of grid.png."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(model, *options):
+        main(["grid", str(models / model), *options])
+        with Image.open("grid.png") as image:
+            return np.asarray(image)
+
+    return run
+
+
+def mistake(capsys, *argv):
+    """Runs a command that fails, and returns its line on standard error."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(word) for word in argv])
+    output = capsys.readouterr()
+    assert caught.value.code == 2
+    assert output.out == ""
+    assert output.err.count("\n") == 1 and output.err.endswith("\n")
+    return output.err
+
+
+def load(path):
+    return keras.models.load_model(path, compile=False)
+
+
+def test_grid_shows_what_sample_gives(models, grid):
+    images = load(models / "gan.keras").sample(64, seed=3)
+    expected = contact_sheet(images, 8, 8, scale=2)[..., 0]
+    np.testing.assert_array_equal(grid("gan.keras", "--seed", "3"), expected)
+
+
+def test_large_grid_drawn_in_parts_is_one_sheet(models, grid):
+    images = load(models / "gan.keras").sample(70 * 60, seed=0)
+    expected = contact_sheet(images, 70, 60, padding=1)[..., 0].astype(int)
+    layout = "--rows 70 --cols 60 --padding 1 --scale 1".split()
+    # Batches of other sizes may round in another way.
+    np.testing.assert_allclose(grid("gan.keras", *layout), expected, atol=1)
+
+
+@pytest.mark.parametrize("interpolate", [[], ["--interpolate"]])
+@pytest.mark.parametrize(
+    "options, classes",
+    [
+        ("", [0, 1, 2]),
+        ("--rows 4", [0, 1, 2, 0]),
+        ("--labels 2,0", [2, 0]),
+        ("--labels 1 --rows 2", [1, 1]),
+    ],
+)
+def test_rows_take_the_classes_in_turn(grid, options, classes, interpolate):
+    layout = ["--padding", "0", "--scale", "1", *options.split(), *interpolate]
+    expected = np.array([0, 128, 255])[classes].repeat(4)[:, np.newaxis]  # 4 x 4 images
+    sheet = grid("conditional.keras", *layout)
+    np.testing.assert_array_equal(sheet, np.broadcast_to(expected, (4 * len(classes), 32)))
+
+
+def test_interpolation_goes_from_sample_to_sample(models, grid):
+    gan = load(models / "gan.keras")
+    ends = gan.predict(gan.latents(4, seed=0), verbose=0)
+    first, last = (contact_sheet(half, 2, 1, padding=0)[..., 0] for half in (ends[:2], ends[2:]))
+    layout = "--rows 2 --cols 5 --padding 0 --scale 1 --interpolate".split()
+    sheet = grid("gan.keras", *layout).astype(int)
+    np.testing.assert_allclose(sheet[:, :4], first, atol=1)
+    np.testing.assert_allclose(sheet[:, -4:], last, atol=1)
+    # A quarter of the way is nearer to the start than to the end.
+    assert np.abs(sheet[:, 4:8] - first).mean() < np.abs(sheet[:, 4:8] - last).mean()
+
+
+def test_picture_says_how_it_was_made(grid):
+    grid("conditional.keras", "--labels", "2,1", "--cols", "3", "--seed", "5")
+    assert read_metadata("grid.png") == {
+        "model": "conditional.keras",
+        "step": "0",
+        "seed": "5",
+        "rows": "2",
+        "cols": "3",
+        "interpolate": "False",
+        "labels": "2,1",
+        "Software": f"customstep {customstep.__version__}",
+    }
+
+
+def test_success_prints_the_picture_and_its_size(models, tmp_path, capsys):
+    out = tmp_path / "new" / "sheet.png"
+    main(["grid", str(models / "gan.keras"), "--rows", "2", "--cols", "3", "--out", str(out)])
+    # 3 and 2 images of 8 pixels, 2 more around and between
+    assert capsys.readouterr() == (f"{out}: 32 x 22 pixels, 6 images\n", "")
+
+
+def test_terminal_sees_progress(grid, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    grid("gan.keras", "--rows", "30", "--cols", "40")
+    assert capsys.readouterr().err == "\r1,000 of 1,200 images\r1,200 of 1,200 images\n"
+
+
+@pytest.mark.parametrize(
+    "model, options, line",
+    [
+        ("nothing.keras", "", "There is no model .*received a path that does not exist"),
+        ("folder.keras", "", "There is no model .*received a folder"),
+        ("damaged.keras", "", "cannot be loaded. Expected a .keras file.*received .*Pass"),
+        ("classifier.keras", "", "is not a GAN. Expected.*received Sequential. Pass"),
+        ("gan.keras", "--rows 0", "argument --rows: expected.*at least 1; received '0'"),
+        ("gan.keras", "--cols 2.5", "argument --cols: expected.*at least 1; received '2.5'"),
+        ("gan.keras", "--seed -1", "argument --seed: expected.*from 0 to.*received '-1'"),
+        ("gan.keras", "--rows 99999 --cols 99999", "too large. Expected at most.*Lower --rows"),
+        ("gan.keras", "--interpolate --cols 1", "at least 2 columns.*received --cols 1"),
+        ("gan.keras", "--labels 0", "takes no labels. Expected.*received .0.. Leave"),
+        ("conditional.keras", "--labels 0,3", "no class 3. Expected.*from 0 to 2; received"),
+        ("conditional.keras", "--labels 1,", "expected class numbers such as 0,1,2; received"),
+        ("gan.keras", "--out sheet.jpg", "ends in .png; received 'sheet.jpg'. Change --out"),
+        ("gan.keras", "--out file/sheet.png", "cannot be written. Expected.*received.*Change"),
+        ("gan.keras", "--padding", "argument --padding: expected one argument"),
+    ],
+)
+def test_mistake_is_one_line(models, tmp_path, monkeypatch, capsys, model, options, line):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    error = mistake(capsys, "grid", models / model, *options.split())
+    assert error.startswith("customstep grid: error: ")
+    assert re.search(line, error)
+    assert not list(tmp_path.glob("**/*.png"))
+
+
+def test_no_command_is_a_mistake_of_one_line(capsys):
+    assert "COMMAND" in mistake(capsys)
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["grid", "--help"]])
+def test_help_describes_in_80_columns(capsys, monkeypatch, argv):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert "customstep grid" in text or "draw a sheet" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_every_example_of_the_help_runs(models, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        main(["grid", "--help"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    examples = [words[1:] for words in lines if words[:3] == ["customstep", "grid", "gan.keras"]]
+    assert len(examples) >= 4
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gan.keras").symlink_to(models / "conditional.keras")
+    for argv in examples:
+        main(argv)
+
+
+def test_version_is_the_package_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"customstep {customstep.__version__}\n"
