@@ -123,6 +123,26 @@ def test_permissions_are_those_of_any_new_file(tmp_path):
     assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+def test_file_is_renamed_not_copied(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with files.atomic_path(path) as temporary:
+        temporary.write_text("new")
+        written = temporary.stat().st_ino
+        assert path.stat().st_ino != written
+    assert path.stat().st_ino == written  # so no moment shows half a file
+
+
+def test_reader_of_the_old_file_keeps_it(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with open(path) as reader:
+        with files.atomic_path(path) as temporary:
+            temporary.write_text("new")
+        assert reader.read() == "old"
+    assert path.read_text() == "new"
+
+
 # `replaced`
 
 

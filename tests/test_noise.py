@@ -61,8 +61,9 @@ def test_next_draw_is_not_the_same_stream_shifted():
 @both
 def test_fewer_numbers_are_the_start_of_more(draw):
     many = draw((4, 3), seed(7)).numpy()
-    np.testing.assert_array_equal(draw((2, 3), seed(7)), many[:2])
-    np.testing.assert_array_equal(draw((5,), seed(7)), many.ravel()[:5])
+    # The words are the same; vectorized logarithms and roots may round them differently.
+    np.testing.assert_allclose(draw((2, 3), seed(7)), many[:2], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(draw((5,), seed(7)), many.ravel()[:5], rtol=1e-6, atol=1e-6)
 
 
 @both
