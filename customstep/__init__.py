@@ -3,7 +3,16 @@
 __version__ = "0.1.0"
 
 from customstep import _quiet  # isort: skip  (before anything imports TensorFlow)
-from customstep import callbacks, datasets, grids, latents, losses, pictures
+from customstep import (
+    callbacks,
+    datasets,
+    grids,
+    latents,
+    losses,
+    pictures,
+    precision,
+    schedules,
+)
 from customstep.callbacks import SampleGrid
 from customstep.curves import plot_history
 from customstep.datasets import load_images, read_images
@@ -25,5 +34,7 @@ __all__ = [
     "losses",
     "pictures",
     "plot_history",
+    "precision",
     "read_images",
+    "schedules",
 ]

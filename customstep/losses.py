@@ -14,16 +14,19 @@ import keras
 import tensorflow as tf
 
 from customstep import noise
+from customstep.saving import SavedDataclass
 
 __all__ = [
     "DRAGAN",
     "R1",
     "R2",
+    "AdversarialLoss",
     "FiniteDifferenceR1",
     "GradientPenalty",
     "Hinge",
     "LeastSquares",
     "NonSaturating",
+    "Penalty",
     "Relativistic",
     "Saturating",
     "Wasserstein",
@@ -110,7 +113,8 @@ def hinge_discriminator_loss(real_logits, fake_logits, sample_weight=None):
     Returns:
         float32 scalar.
     """
-    return _mean(_relu(1 - real_logits), sample_weight) + _mean(_relu(1 + fake_logits))
+    real, fake = tf.cast(real_logits, tf.float32), tf.cast(fake_logits, tf.float32)
+    return _mean(tf.nn.relu(1 - real), sample_weight) + _mean(tf.nn.relu(1 + fake))
 
 
 def hinge_generator_loss(fake_logits):
@@ -176,7 +180,8 @@ def relativistic_discriminator_loss(real_logits, fake_logits, sample_weight=None
     Returns:
         float32 scalar.
     """
-    return _mean(_softplus(fake_logits - real_logits), sample_weight)
+    real, fake = tf.cast(real_logits, tf.float32), tf.cast(fake_logits, tf.float32)
+    return _mean(tf.nn.softplus(fake - real), sample_weight)
 
 
 def relativistic_generator_loss(real_logits, fake_logits):
@@ -189,30 +194,14 @@ def relativistic_generator_loss(real_logits, fake_logits):
     Returns:
         float32 scalar.
     """
-    return _mean(_softplus(real_logits - fake_logits))
+    real, fake = tf.cast(real_logits, tf.float32), tf.cast(fake_logits, tf.float32)
+    return _mean(tf.nn.softplus(real - fake))
 
 
 # -- The pairs, as templates take them ------------------------------------------------------
 
 
-class _Saved:
-    """A frozen dataclass that Keras can save."""
-
-    def get_config(self):
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
-
-
-def _saved(cls):
-    return keras.saving.register_keras_serializable("customstep")(
-        dataclasses.dataclass(frozen=True)(cls)
-    )
-
-
-class AdversarialLoss(_Saved):
+class AdversarialLoss(SavedDataclass):
     """The losses of both players; one of your own has these two methods.
 
     Attributes:
@@ -242,7 +231,8 @@ class AdversarialLoss(_Saved):
         raise NotImplementedError
 
 
-@_saved
+@keras.saving.register_keras_serializable("customstep")
+@dataclasses.dataclass(frozen=True)
 class NonSaturating(AdversarialLoss):
     """The usual GAN loss, Goodfellow et al. 2014 (arXiv:1406.2661): a good first choice.
 
@@ -253,7 +243,7 @@ class NonSaturating(AdversarialLoss):
     label_smoothing: float = 0.0
 
     def __post_init__(self):
-        _check("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "[0, 1)")
+        _check("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)")
 
     def discriminator(self, real_logits, fake_logits, sample_weight=None):
         return non_saturating_discriminator_loss(
@@ -264,7 +254,8 @@ class NonSaturating(AdversarialLoss):
         return non_saturating_generator_loss(fake_logits)
 
 
-@_saved
+@keras.saving.register_keras_serializable("customstep")
+@dataclasses.dataclass(frozen=True)
 class Saturating(NonSaturating):
     """The minimax game itself, Goodfellow et al. 2014, equation 1: to study, seldom to use.
 
@@ -276,7 +267,8 @@ class Saturating(NonSaturating):
         return saturating_generator_loss(fake_logits)
 
 
-@_saved
+@keras.saving.register_keras_serializable("customstep")
+@dataclasses.dataclass(frozen=True)
 class Hinge(AdversarialLoss):
     """Lim and Ye 2017 (arXiv:1705.02894): stops pushing logits that are right by a margin of 1."""
 
@@ -287,7 +279,8 @@ class Hinge(AdversarialLoss):
         return hinge_generator_loss(fake_logits)
 
 
-@_saved
+@keras.saving.register_keras_serializable("customstep")
+@dataclasses.dataclass(frozen=True)
 class LeastSquares(AdversarialLoss):
     """Mao et al. 2016 (arXiv:1611.04076): logits regress to 1 for real and 0 for fake images."""
 
@@ -298,7 +291,8 @@ class LeastSquares(AdversarialLoss):
         return least_squares_generator_loss(fake_logits)
 
 
-@_saved
+@keras.saving.register_keras_serializable("customstep")
+@dataclasses.dataclass(frozen=True)
 class Wasserstein(AdversarialLoss):
     """Arjovsky et al. 2017 (arXiv:1701.07875): add `GradientPenalty` and several critic steps."""
 
@@ -309,7 +303,8 @@ class Wasserstein(AdversarialLoss):
         return wasserstein_generator_loss(fake_logits)
 
 
-@_saved
+@keras.saving.register_keras_serializable("customstep")
+@dataclasses.dataclass(frozen=True)
 class Relativistic(AdversarialLoss):
     """Jolicoeur-Martineau 2018 (arXiv:1807.00734): is this one more real than that one?
 
@@ -357,11 +352,12 @@ def squared_gradient_norms(critic, images):
     with tf.GradientTape() as tape:
         tape.watch(images)
         logits = tf.reduce_sum(tf.cast(critic(images), tf.float32))
-    gradients = tf.cast(tape.gradient(logits, images), tf.float32)
+    gradients = tape.gradient(logits, images, unconnected_gradients="zero")
+    gradients = tf.cast(gradients, tf.float32)
     return tf.reduce_sum(gradients**2, axis=list(range(1, gradients.shape.rank)))
 
 
-class Penalty(_Saved):
+class Penalty(SavedDataclass):
     """One more term of the discriminator's objective.
 
     A penalty of your own is a callable like this one, with a `name` to be logged by.
@@ -381,7 +377,8 @@ class Penalty(_Saved):
         raise NotImplementedError
 
 
-@_saved
+@keras.saving.register_keras_serializable("customstep")
+@dataclasses.dataclass(frozen=True)
 class GradientPenalty(Penalty):
     """w E[(||dD(x')/dx'|| - k)^2] on lines between real and generated images: WGAN-GP.
 
@@ -421,7 +418,8 @@ def interpolate(real, fake, seed):
     return e * real + (1 - e) * fake
 
 
-@_saved
+@keras.saving.register_keras_serializable("customstep")
+@dataclasses.dataclass(frozen=True)
 class R1(Penalty):
     """g/2 E[||dD(x)/dx||^2] on real images: Mescheder et al. 2018 (arXiv:1801.04406), equation 9.
 
@@ -439,7 +437,8 @@ class R1(Penalty):
         return self.gamma / 2 * tf.reduce_mean(squared_gradient_norms(critic, real))
 
 
-@_saved
+@keras.saving.register_keras_serializable("customstep")
+@dataclasses.dataclass(frozen=True)
 class R2(R1):
     """g/2 E[||dD(x)/dx||^2] on generated images: Mescheder et al. 2018, equation 10.
 
@@ -453,12 +452,13 @@ class R2(R1):
         return self.gamma / 2 * tf.reduce_mean(squared_gradient_norms(critic, fake))
 
 
-@_saved
+@keras.saving.register_keras_serializable("customstep")
+@dataclasses.dataclass(frozen=True)
 class DRAGAN(Penalty):
     """w E[(||dD(x + d)/dx|| - k)^2] around real images: Kodali et al. 2017 (arXiv:1705.07215).
 
-    The paper's noise d is normal, of one fixed variance. Here, as in its authors' code, its
-    deviation is a fraction of the batch's own, so that it fits images of any range.
+    The noise d is normal, as in the paper. Its deviation there is a constant; here, as in the
+    authors' code, it is a fraction of the batch's own, so that it fits images of any range.
 
     Args:
         weight: w, at least 0.
@@ -481,7 +481,8 @@ class DRAGAN(Penalty):
         return self.weight * tf.reduce_mean((gradient_norms(critic, noisy) - self.target) ** 2)
 
 
-@_saved
+@keras.saving.register_keras_serializable("customstep")
+@dataclasses.dataclass(frozen=True)
 class FiniteDifferenceR1(R1):
     """g/2 E[((D(x + d n) - D(x)) / d)^2], n standard normal: `R1` without a second derivative.
 
@@ -523,10 +524,6 @@ def _mean(values, sample_weight=None):
 
 def _softplus(logits):
     return tf.nn.softplus(tf.cast(logits, tf.float32))
-
-
-def _relu(logits):
-    return tf.nn.relu(tf.cast(logits, tf.float32))
 
 
 def _check(name, value, holds, expected):

@@ -1,7 +1,9 @@
-"""Random tensors that can be drawn again: the same from the same seed, with and without XLA.
+"""Random tensors that can be drawn again: equal seeds give equal noise.
 
 A seed is int64 `(2,)`: the key of the stream, and which of its draws this is. The generator is
-Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", SC11).
+Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", SC11), drawn by key and
+counter, which costs the graph less than deriving both from a seed. XLA makes other floats of the
+same random words than TensorFlow's own kernels do, so its noise differs.
 """
 
 import tensorflow as tf

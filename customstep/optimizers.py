@@ -123,12 +123,18 @@ def optimizers_by_update(names, optimizer):
                 f"{_listed(names)}; received {optimizer!r}. Pass `optimizer={{{example}}}`."
             )
         optimizer = {names[0]: optimizer}
-    if sorted(optimizer) != sorted(names):
+    if set(optimizer) != set(names):
         raise ValueError(
             f"The optimizers do not fit the updates. Expected the names {_listed(names)}; "
             f"received {_listed(optimizer)}. Pass a dict with one optimizer for each name."
         )
     optimizers = {name: keras.optimizers.get(optimizer[name]) for name in names}
+    for name, one in optimizers.items():
+        if one is None:
+            raise ValueError(
+                f"The update '{name}' has no optimizer. Expected an optimizer or its name; "
+                "received None. Pass such as `keras.optimizers.Adam()`."
+            )
     if len({id(one) for one in optimizers.values()}) < len(names):
         raise ValueError(
             "One optimizer object serves several updates. Expected an object for each of "
@@ -183,5 +189,5 @@ def _is_by_update(optimizer):
 
 
 def _listed(names):
-    return ", ".join(f"'{name}'" for name in names)
+    return ", ".join(f"'{name}'" for name in names) or "none"
 

@@ -1,5 +1,6 @@
-"""Models that are saved whole, however they are made."""
+"""Models that are saved whole, however they are made, and the small objects they are made with."""
 
+import dataclasses
 import functools
 import inspect
 
@@ -7,7 +8,7 @@ import keras
 
 from customstep import files
 
-__all__ = ["PersistentModel"]
+__all__ = ["PersistentModel", "SavedDataclass"]
 
 
 class PersistentModel(keras.Model):
@@ -70,6 +71,17 @@ class PersistentModel(keras.Model):
     def _random_states(self):
         weights = {id(variable) for variable in self.weights}
         return [variable for variable in self.variables if id(variable) not in weights]
+
+
+class SavedDataclass:
+    """A dataclass that Keras can save, such as a loss or a schedule; register it with Keras."""
+
+    def get_config(self):
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
 
 
 # Keras does not export the class of functional models; this makes an empty one to ask for its type.

@@ -1,0 +1,23 @@
+PYTHON ?= python3
+RUN := .venv/bin/python
+
+.PHONY: demo test bench setup clean
+
+demo: setup  ## train a GAN on the embedded images, about two minutes, and say where the picture is
+	$(RUN) examples/dcgan.py
+
+test: setup  ## run all tests
+	$(RUN) -m pytest
+
+bench: setup  ## compare speed with hand-written training steps
+	$(RUN) -m tests.benchmarks.step
+
+setup: .venv/ready  ## make .venv, once
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	touch $@
+
+clean:  ## remove what the commands above made
+	rm -rf .venv runs

@@ -1,0 +1,129 @@
+"""A GAN that draws clothes after two minutes on two cores (R1: two models trained together).
+
+    python examples/dcgan.py             # the embedded Fashion-MNIST
+    python examples/dcgan.py --smoke     # seconds: does it run at all?
+    python examples/dcgan.py --dataset mnist --epochs 4
+
+In `runs/dcgan/` it leaves `grid.png` and `training.gif` to look at, a sheet of every epoch,
+`history.csv` and `history.png`, and the model, `gan.keras`. Draw more from it:
+
+    customstep grid runs/dcgan/gan.keras --rows 10 --cols 10 --seed 1
+
+The networks are small DCGANs (Radford, Metz and Chintala 2016, arXiv:1511.06434). At this budget
+many small steps beat few large ones, hence the batch of 16.
+"""
+
+import argparse
+import pathlib
+
+import customstep  # before keras: it keeps TensorFlow's start-up lines off the screen
+import keras
+import tensorflow as tf
+from customstep import grids, pictures, precision
+from customstep.schedules import LinearDecay
+from keras import layers
+
+LATENT_DIM = 64  # length of the noise vector that an image is made from
+BATCH_SIZE = 16  # images in a step
+EPOCHS = 8  # 625 steps each on the embedded data set
+LEARNING_RATE = 5e-4  # of both networks, falling to 0 over the second half
+BETA_1 = 0.5  # Adam's momentum; 0.9 makes GANs swing
+EMA_DECAY = 0.998  # memory of the averaged generator, about 500 steps
+IMAGE_SIZE = 28  # height and width
+
+
+def load_data(dataset, smoke):
+    """Shuffled batches of `(images, labels)`, images in [-1, 1]."""
+    size = None if dataset == "fashion_mini" else (IMAGE_SIZE, IMAGE_SIZE)
+    data = customstep.load_images(dataset, batch_size=BATCH_SIZE, image_size=size)
+    return data.take(4) if smoke else data
+
+
+def build_generator(channels):
+    """Noise `(64,)` to images `(28, 28, channels)` in [-1, 1]; 0.5 M weights."""
+    return keras.Sequential(
+        [
+            keras.Input((LATENT_DIM,)),
+            layers.Dense(7 * 7 * 128, use_bias=False),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Reshape((7, 7, 128)),
+            layers.Conv2DTranspose(64, 4, strides=2, padding="same", use_bias=False),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Conv2DTranspose(channels, 4, strides=2, padding="same"),
+            layers.Activation("tanh", dtype="float32"),
+        ],
+        name="generator",
+    )
+
+
+def build_discriminator(channels):
+    """Images to one logit, "how real is it?"; 0.4 M weights."""
+    return keras.Sequential(
+        [
+            keras.Input((IMAGE_SIZE, IMAGE_SIZE, channels)),
+            layers.Conv2D(48, 4, strides=2, padding="same"),
+            layers.LeakyReLU(0.2),
+            layers.Conv2D(96, 4, strides=2, padding="same"),
+            layers.LeakyReLU(0.2),
+            layers.Conv2D(192, 4, strides=2, padding="same"),
+            layers.LeakyReLU(0.2),
+            layers.Flatten(),
+            layers.Dense(1, dtype="float32"),
+        ],
+        name="discriminator",
+    )
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dataset", default="fashion_mini", help="a TFDS name or a folder")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/dcgan"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--smoke", action="store_true", help="two epochs of four steps")
+    args = parser.parse_args(argv)
+    epochs = 2 if args.smoke else args.epochs
+
+    keras.utils.set_random_seed(args.seed)
+    policy = "mixed_bfloat16" if precision.has_fast_bfloat16() else "float32"
+    keras.mixed_precision.set_global_policy(policy)
+    data = load_data(args.dataset, args.smoke)
+    images, _ = next(iter(data))
+    channels = images.shape[-1]
+
+    gan = customstep.GAN(
+        build_generator(channels), build_discriminator(channels), LATENT_DIM, ema_decay=EMA_DECAY
+    )
+    gan.compile(
+        {
+            "discriminator": keras.optimizers.Adam(LEARNING_RATE, beta_1=BETA_1),
+            "generator": keras.optimizers.Adam(LEARNING_RATE, beta_1=BETA_1),
+        },
+        schedule_lr=LinearDecay(LEARNING_RATE, steps=epochs * len(data)),
+    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    history = gan.fit(
+        data,
+        epochs=epochs,
+        shuffle=False,  # the data set shuffles itself
+        callbacks=[
+            customstep.SampleGrid(args.out, seed=args.seed),
+            keras.callbacks.CSVLogger(args.out / "history.csv"),
+        ],
+    )
+    gan.save(args.out / "gan.keras")
+    customstep.plot_history(history, args.out / "history.png", title="DCGAN")
+    sheet = grids.contact_sheet(gan.sample(64, seed=args.seed), 8, 8, scale=3)
+    pictures.save_png(
+        args.out / "grid.png", sheet, {"model": "dcgan", "step": gan.steps, "seed": args.seed}
+    )
+    print(f"The samples are in {args.out / 'grid.png'}, the history in {args.out}.")
+    return history
+
+
+if __name__ == "__main__":
+    main()
