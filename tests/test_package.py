@@ -6,8 +6,10 @@ import pathlib
 import pkgutil
 import subprocess
 import sys
+import zipfile
 
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 
 import customstep
 
@@ -69,3 +71,22 @@ def test_failing_import_of_tensorflow_still_says_why(tmp_path):
         env={"PYTHONPATH": f"{tmp_path}:{FOLDER.parent}", "PATH": ""},
     )
     assert "the reason" in result.stderr and "broken" in result.stderr
+
+
+def test_wheel_holds_the_images_and_works_from_any_folder(tmp_path):
+    [wheel] = WheelBuilder(str(FOLDER.parent)).build(directory=str(tmp_path), versions=["standard"])
+    installed = tmp_path / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+        names = archive.namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"customstep"}
+    script = "import customstep as c; print(c.__file__, c.read_images(split='test').images.shape)"
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(installed), "PATH": ""},
+    )
+    assert result.stdout == f"{installed}/customstep/__init__.py (2000, 28, 28, 1)\n", result.stderr
