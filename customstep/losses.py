@@ -343,7 +343,8 @@ def squared_gradient_norms(critic, images):
     """||dD(x)/dx||^2 of every image.
 
     Args:
-        critic: callable of images that returns logits `(batch, ...)`.
+        critic: callable of images that returns logits `(batch, ...)`; where it judges patches,
+            D(x) is the sum of their logits.
         images: float `(batch, height, width, channels)`, or any rank from 2.
 
     Returns:
@@ -360,7 +361,8 @@ def squared_gradient_norms(critic, images):
 class Penalty(SavedDataclass):
     """One more term of the discriminator's objective.
 
-    A penalty of your own is a callable like this one, with a `name` to be logged by.
+    A penalty of your own has a `name` to be logged by and, to be saved, is a dataclass that is
+    registered with Keras, as the ones below are.
     """
 
     name = "penalty"
@@ -507,6 +509,7 @@ class FiniteDifferenceR1(R1):
         shift = noise.normal(tf.shape(real), seed)
         shifted = tf.cast(critic(real + self.deviation * shift), tf.float32)
         slopes = (shifted - tf.cast(critic(real), tf.float32)) / self.deviation
+        slopes = tf.reduce_sum(tf.reshape(slopes, (tf.shape(slopes)[0], -1)), axis=1)
         return self.gamma / 2 * tf.reduce_mean(slopes**2)
 
 

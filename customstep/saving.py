@@ -27,14 +27,17 @@ class PersistentModel(keras.Model):
         super().__init__(*args, **kwargs)
 
     def get_config(self):
-        parameters = list(inspect.signature(type(self).__init__).parameters.values())[1:]
-        named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        takes_more = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        config = super().get_config() if takes_more else {}
-        for name in named:
+        names, open_ended, takes_graph = _constructor_arguments(self.__class__)
+        config = {}
+        if isinstance(self, _Functional) and takes_graph:
+            config = keras.Model(self.input, self.output, name=self.name).get_config()
+            names = [name for name in names if name not in ("inputs", "outputs", "name")]
+        elif open_ended:
+            config = super().get_config()
+        for name in names:
             if not hasattr(self, name):
                 raise NotImplementedError(
-                    f"{type(self).__name__} cannot be saved. Expected an attribute for every "
+                    f"{self.__class__.__name__} cannot be saved. Expected an attribute for every "
                     f"argument of its constructor; received none for '{name}'. Keep it in the "
                     f"constructor: `self.{name} = {name}`."
                 )
@@ -43,9 +46,16 @@ class PersistentModel(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        if "input_layers" in config:  # a functional graph, which Keras rebuilds itself
-            return super().from_config(config, custom_objects)
-        return cls(**keras.saving.deserialize_keras_object(config, custom_objects))
+        graph = {name: config[name] for name in _GRAPH if name in config}
+        arguments = {name: config[name] for name in config if name not in graph}
+        if "layers" in graph:
+            plain = keras.Model.from_config(graph, custom_objects)
+            graph = {"inputs": plain.input, "outputs": plain.output, "name": plain.name}
+        return cls(**graph, **keras.saving.deserialize_keras_object(arguments, custom_objects))
+
+    def __reduce__(self):  # pickle and deepcopy look at the type, which the twin has of its own
+        load, arguments = super().__reduce__()
+        return getattr(self.__class__, load.__name__), arguments
 
     def save(self, filepath, overwrite=True, **kwargs):
         with files.replaced(filepath, overwrite) as path:
@@ -55,22 +65,28 @@ class PersistentModel(keras.Model):
         with files.replaced(filepath, overwrite) as path:
             super().save_weights(path, overwrite=overwrite, **kwargs)
 
+    @property
+    def random_states(self):
+        """The states of all random generators in the model; Keras finds and saves it here."""
+        weights = {id(variable) for variable in self.weights}
+        return _RandomStates([v for v in self.variables if id(v) not in weights])
+
+
+class _RandomStates(keras.Operation):
+    """Variables that Keras leaves out, kept apart so that a plain Keras model reads the rest."""
+
+    def __init__(self, states):
+        super().__init__(name="random_states")
+        self.states = states
+
     def save_own_variables(self, store):
-        """Saves what Keras leaves out: the states of all random generators in the model."""
-        super().save_own_variables(store)
-        for index, state in enumerate(self._random_states):
-            store[f"random_state_{index}"] = state.numpy()
+        for index, state in enumerate(self.states):
+            store[str(index)] = state.numpy()
 
     def load_own_variables(self, store):
-        names = [name for name in store.keys() if name.startswith("random_state_")]
-        super().load_own_variables({n: store[n] for n in store.keys() if n not in names})
-        for name in names:
-            self._random_states[int(name.rsplit("_", 1)[1])].assign(store[name])
-
-    @property
-    def _random_states(self):
-        weights = {id(variable) for variable in self.weights}
-        return [variable for variable in self.variables if id(variable) not in weights]
+        for index, state in enumerate(self.states):
+            if str(index) in store.keys():  # a file that Keras wrote has none
+                state.assign(store[str(index)])
 
 
 class SavedDataclass:
@@ -86,6 +102,31 @@ class SavedDataclass:
 
 # Keras does not export the class of functional models; this makes an empty one to ask for its type.
 _Functional = type(keras.Model.__new__(keras.Model, inputs=(), outputs=()))
+
+
+# The part of a functional model's configuration that describes its graph.
+_GRAPH = ("name", "trainable", "layers", "input_layers", "output_layers")
+
+
+def _constructor_arguments(cls):
+    """What the constructor takes, followed up the bases for as long as `**kwargs` goes on.
+
+    Returns:
+        The names of the arguments; whether those of Keras's layers may follow; whether a
+        functional graph, as inputs and outputs, is among them.
+    """
+    names, positional = [], True
+    for base in cls.__mro__[: cls.__mro__.index(PersistentModel)]:
+        if "__init__" not in vars(base):
+            continue
+        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+        kinds = [p.kind for p in parameters]
+        positional = positional and inspect.Parameter.VAR_POSITIONAL in kinds
+        variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        names += [p.name for p in parameters if p.kind not in variable and p.name not in names]
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            return names, False, "inputs" in names
+    return names, True, positional or "inputs" in names
 
 
 def _describes_a_graph(args, kwargs):

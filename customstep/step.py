@@ -18,6 +18,7 @@ import keras
 import tensorflow as tf
 
 from customstep import replicas
+from customstep.checks import check_integer
 from customstep.optimizers import OptimizerGroup, optimizers_by_update, schedules_by_update
 from customstep.saving import PersistentModel
 
@@ -34,7 +35,7 @@ class Batch(NamedTuple):
     @property
     def size(self):
         """The number of examples: an int where the graph knows it, else an int32 scalar."""
-        x = keras.tree.flatten(self.x)[0]
+        x = next(tensor for tensor in keras.tree.flatten(self.x) if tensor is not None)
         return x.shape[0] if x.shape[0] is not None else tf.shape(x)[0]
 
     def part(self, index, of):
@@ -61,7 +62,23 @@ class Objective(NamedTuple):
 
     @property
     def total(self):
-        """The sum of the terms, a float32 scalar."""
+        """The sum of the terms, a scalar of `keras.config.floatx()`.
+
+        Raises:
+            ValueError: there is no term, or one is not a scalar, whose gradient would be that of
+                a sum over the batch.
+        """
+        for name, term in self.terms.items():
+            if len(shape := keras.ops.shape(term)):
+                raise ValueError(
+                    f"The term '{name}' is not a scalar. Expected a mean over the batch; received "
+                    f"the shape {tuple(shape)}. Return `tf.reduce_mean(...)` of it."
+                )
+        if not self.terms:
+            raise ValueError(
+                "An objective has no terms. Expected at least one; received an empty dict. Return "
+                "`Objective({name: scalar})`."
+            )
         terms = [keras.ops.cast(term, keras.config.floatx()) for term in self.terms.values()]
         return functools.reduce(operator.add, terms)
 
@@ -85,6 +102,10 @@ class Update:
     times: int = 1
     slices: int = 1
 
+    def __post_init__(self):
+        check_integer("times", self.times, 1)
+        check_integer("slices", self.slices, 1)
+
 
 @keras.saving.register_keras_serializable("customstep")
 class StepModel(PersistentModel):
@@ -101,13 +122,13 @@ class StepModel(PersistentModel):
 
     Example:
 
-        class Denoiser(StepModel):
-            terms = ("error",)
+        class Autoencoder(StepModel):
+            terms = ("error", "sparsity")
 
             def objective(self, batch, training):
-                noisy = batch.x + 0.1 * tf.random.normal(tf.shape(batch.x))
-                error = self(noisy, training=training) - batch.x
-                return Objective({"error": tf.reduce_mean(error**2)})
+                x, code = self(batch.x, training=training)
+                error = tf.reduce_mean((x - batch.x) ** 2)
+                return Objective({"error": error, "sparsity": tf.reduce_mean(tf.abs(code))})
     """
 
     terms: tuple[str, ...] = ()
@@ -256,7 +277,23 @@ class StepModel(PersistentModel):
         batch = self.preprocess(batch, training=training)
         if not self.built:  # a symbolic call makes the variables before `updates` lists them
             self(keras.tree.map_structure(_symbol, batch.x))
+        if training and not self.optimizer.built:
+            self._build_optimizers()
         return batch
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # Under a strategy Keras makes all variables from a batch before it traces the step. It
+        # has to be one that `preprocess` has seen, and one replica's part will do.
+        if self._distribute_strategy is None:
+            return
+        if iterator is not None:
+            data_batch = next(next(iter(iterator))[2])
+        parts = self.distribute_strategy.experimental_local_results
+        data = keras.tree.map_structure(lambda tensor: parts(tensor)[0], data_batch)
+        batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
+        preprocess = tf.function(lambda: self.preprocess(batch, training=False))
+        batch = preprocess.get_concrete_function().structured_outputs
+        self._symbolic_build(data_batch=tuple(batch))
 
     # -- Compiling --------------------------------------------------------------------------
 
@@ -288,36 +325,33 @@ class StepModel(PersistentModel):
             ValueError: the optimizers or schedules do not fit the updates.
             TypeError: a schedule is not callable.
         """
-        self._compile_arguments = types.MappingProxyType(
-            dict(
-                kwargs,
-                optimizer=optimizer,
-                loss=loss,
-                metrics=metrics,
-                schedule_lr=schedule_lr,
-                auto_scale_loss=auto_scale_loss,
+        arguments = dict(kwargs, optimizer=optimizer, loss=loss, metrics=metrics)
+        arguments.update(schedule_lr=schedule_lr, auto_scale_loss=auto_scale_loss)
+        if isinstance(self.terms, str):
+            raise TypeError(
+                f"The terms of {self.__class__.__name__} are not a tuple. Expected a tuple of "
+                f"names; received {self.terms!r}. Write `terms = ({self.terms!r},)`."
             )
-        )
-        if not self.built and self.layers and all(layer.built for layer in self.layers):
-            self.built = True  # a composite of built networks
+        if not self.built and self._is_made_of_built_layers():
+            self.built = True
         updates = self.updates()
         names = [update.name for update in updates]
         optimizers = optimizers_by_update(names, optimizer)
-        self._schedules = schedules_by_update(names, schedule_lr, optimizers)
-        if auto_scale_loss and _computes_in_float16(self):
+        schedules = schedules_by_update(names, schedule_lr, optimizers)
+        if auto_scale_loss and any(
+            layer.compute_dtype == "float16" for layer in self._flatten_layers()
+        ):
             optimizers = {name: _with_loss_scale(one) for name, one in optimizers.items()}
-        lone = len(updates) == 1
-        if lone and _same(updates[0].variables, self.trainable_variables):
-            optimizer = optimizers[names[0]]
+        if type(self).updates is StepModel.updates:
+            [optimizer] = optimizers.values()  # over all variables, as Keras expects
         else:
             optimizer = OptimizerGroup(optimizers)
         super().compile(optimizer, loss, metrics=metrics, auto_scale_loss=False, **kwargs)
-        self._trackers = types.MappingProxyType(
-            {
-                name: keras.metrics.Mean(name=name)
-                for name in (*(["loss"] if lone else []), *self.terms)
-            }
-        )
+        tracked = ("loss", *self.terms) if len(updates) == 1 else self.terms
+        trackers = {name: keras.metrics.Mean(name=name) for name in tracked}
+        self._trackers = types.MappingProxyType(trackers)
+        self._schedules = schedules
+        self._compile_arguments = types.MappingProxyType(arguments)
         if self.built:  # Keras restores the state of built optimizers only
             self._build_optimizers()
 
@@ -348,9 +382,18 @@ class StepModel(PersistentModel):
         return int(self.optimizers[last.name].iterations) // last.times
 
     @property
+    def examples(self):
+        """How many examples the running means hold, a float32 scalar; 0 before `compile`."""
+        return next((tracker.count for tracker in self._trackers.values()), tf.constant(0.0))
+
+    @property
     def metrics(self):
         keras_metrics = [metric for metric in super().metrics if metric.name != "loss"]
         return [*self._trackers.values(), *keras_metrics]
+
+    def _is_made_of_built_layers(self):
+        builds_itself = type(self).build is not keras.Model.build
+        return not builds_itself and self.layers and all(layer.built for layer in self.layers)
 
     def _build_optimizers(self):
         variables = {update.name: list(update.variables) for update in self.updates()}
@@ -375,11 +418,12 @@ class StepModel(PersistentModel):
 
     def fit(self, *args, **kwargs):
         """`keras.Model.fit`; when it dies, callbacks with `on_train_interrupted` are told."""
+        arguments = inspect.signature(super().fit).bind(*args, **kwargs).arguments
         try:
             return super().fit(*args, **kwargs)
         except BaseException as error:
-            arguments = inspect.signature(super().fit).bind(*args, **kwargs).arguments
-            for callback in keras.tree.flatten(arguments.get("callbacks")):
+            callbacks = arguments.get("callbacks")
+            for callback in getattr(callbacks, "callbacks", keras.tree.flatten(callbacks)):
                 try:
                     getattr(callback, "on_train_interrupted", lambda error: None)(error)
                 except Exception as failure:
@@ -388,16 +432,9 @@ class StepModel(PersistentModel):
 
 
 def _symbol(tensor):
+    if tensor is None:  # an optional input
+        return None
     return keras.KerasTensor(tensor.shape, keras.backend.standardize_dtype(tensor.dtype))
-
-
-def _same(variables, others):
-    return [id(variable) for variable in variables] == [id(variable) for variable in others]
-
-
-def _computes_in_float16(layer):
-    layers = getattr(layer, "layers", ())
-    return layer.compute_dtype == "float16" or any(map(_computes_in_float16, layers))
 
 
 def _with_loss_scale(optimizer):

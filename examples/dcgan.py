@@ -19,7 +19,7 @@ import pathlib
 import customstep  # before keras: it keeps TensorFlow's start-up lines off the screen
 import keras
 import tensorflow as tf
-from customstep import grids, pictures, precision
+from customstep import grids, losses, pictures, precision
 from customstep.schedules import LinearDecay
 from keras import layers
 
@@ -28,6 +28,7 @@ BATCH_SIZE = 16  # images in a step
 EPOCHS = 8  # 625 steps each on the embedded data set
 LEARNING_RATE = 5e-4  # of both networks, falling to 0 over the second half
 BETA_1 = 0.5  # Adam's momentum; 0.9 makes GANs swing
+LABEL_SMOOTHING = 0.1  # real images are to be called 90 % real, which keeps the discriminator modest
 EMA_DECAY = 0.998  # memory of the averaged generator, about 500 steps
 IMAGE_SIZE = 28  # height and width
 
@@ -48,10 +49,13 @@ def build_generator(channels):
             layers.BatchNormalization(),
             layers.ReLU(),
             layers.Reshape((7, 7, 128)),
-            layers.Conv2DTranspose(64, 4, strides=2, padding="same", use_bias=False),
+            layers.Conv2DTranspose(48, 4, strides=2, padding="same", use_bias=False),
             layers.BatchNormalization(),
             layers.ReLU(),
-            layers.Conv2DTranspose(channels, 4, strides=2, padding="same"),
+            layers.Conv2DTranspose(16, 4, strides=2, padding="same", use_bias=False),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Conv2D(channels, 3, padding="same"),
             layers.Activation("tanh", dtype="float32"),
         ],
         name="generator",
@@ -63,11 +67,11 @@ def build_discriminator(channels):
     return keras.Sequential(
         [
             keras.Input((IMAGE_SIZE, IMAGE_SIZE, channels)),
-            layers.Conv2D(48, 4, strides=2, padding="same"),
+            layers.Conv2D(32, 4, strides=2, padding="same"),
             layers.LeakyReLU(0.2),
-            layers.Conv2D(96, 4, strides=2, padding="same"),
+            layers.Conv2D(64, 4, strides=2, padding="same"),
             layers.LeakyReLU(0.2),
-            layers.Conv2D(192, 4, strides=2, padding="same"),
+            layers.Conv2D(128, 4, strides=2, padding="same"),
             layers.LeakyReLU(0.2),
             layers.Flatten(),
             layers.Dense(1, dtype="float32"),
@@ -96,7 +100,11 @@ def main(argv=None):
     channels = images.shape[-1]
 
     gan = customstep.GAN(
-        build_generator(channels), build_discriminator(channels), LATENT_DIM, ema_decay=EMA_DECAY
+        build_generator(channels),
+        build_discriminator(channels),
+        LATENT_DIM,
+        loss=losses.NonSaturating(LABEL_SMOOTHING),
+        ema_decay=EMA_DECAY,
     )
     gan.compile(
         {

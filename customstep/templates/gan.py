@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from customstep import noise
-from customstep.losses import NonSaturating
+from customstep.losses import AdversarialLoss, NonSaturating
 from customstep.step import Objective, StepModel, Update
 
 __all__ = ["GAN"]
@@ -19,7 +19,8 @@ class GAN(StepModel):
 
     A step is `discriminator_steps` updates of the discriminator, then one of the generator, each
     under a tape of its own and with an optimizer of its own. An update changes nothing of the
-    other network, moving statistics and random states included. `predict` and `sample` use an
+    other network, moving statistics and random states included (a dropout layer therefore repeats
+    its mask within a step). `predict` and `sample` use an
     exponential moving average of the generator, which makes better images than the generator of
     the last step. Networks that take `[input, labels]` make it label-conditional.
 
@@ -84,6 +85,7 @@ class GAN(StepModel):
         self._check_networks()
         self.ema_generator = _frozen_copy(generator)
         self.seeds = keras.random.SeedGenerator()
+        self(self._symbolic_inputs())
 
     @property
     def terms(self):
@@ -111,7 +113,7 @@ class GAN(StepModel):
     def discriminator_objective(self, batch, training):
         """How well the discriminator tells real images from generated ones, and its penalties."""
         real, labels = tf.cast(batch.x, tf.float32), self._labels(batch)
-        latents = self._draw_latents(batch.size, training)
+        latents = self._draw_latents(batch.size, training, use=0)
         with keras.StatelessScope():  # the generator's own update moves its statistics
             fake = self.generator(_inputs(latents, labels), training=training)
         fake = tf.stop_gradient(tf.cast(fake, tf.float32))
@@ -124,14 +126,15 @@ class GAN(StepModel):
 
         loss = self.loss.discriminator(real_logits, fake_logits, batch.sample_weight)
         terms = {"discriminator_loss": loss}
-        for penalty in self.penalties:
-            terms[penalty.name] = penalty(critic, real, fake, self._draw_seed(training))
+        for number, penalty in enumerate(self.penalties):
+            seed = self._draw_seed(training, use=2 + number)
+            terms[penalty.name] = penalty(critic, real, fake, seed)
         return Objective(terms)
 
     def generator_objective(self, batch, training):
         """How well the generator deceives the discriminator."""
         labels = self._labels(batch)
-        latents = self._draw_latents(batch.size, training)
+        latents = self._draw_latents(batch.size, training, use=1)
         fake = self.generator(_inputs(latents, labels), training=training)
         with keras.StatelessScope():  # the discriminator's own update moves its statistics
             fake_logits = self.discriminator(_inputs(fake, labels), training=training)
@@ -222,12 +225,19 @@ class GAN(StepModel):
             )
         return labels.astype("int32")
 
-    def _draw_seed(self, training):
-        # Evaluation always draws the same noise and leaves that of the training alone.
-        return noise.draw_seed(self.seeds) if training else tf.zeros(2, tf.int64)
+    def _draw_seed(self, training, use):
+        if training:
+            return noise.draw_seed(self.seeds)
+        # Evaluation draws the same noise every time, by its place in the data set, and leaves
+        # that of the training alone.
+        return tf.stack([tf.constant(use, tf.int64), tf.cast(self.examples, tf.int64)])
 
-    def _draw_latents(self, n, training):
-        return noise.normal((n, self.latent_dim), self._draw_seed(training))
+    def _draw_latents(self, n, training, use):
+        return noise.normal((n, self.latent_dim), self._draw_seed(training, use))
+
+    def _symbolic_inputs(self):
+        labels = None if self.num_classes is None else keras.KerasTensor((None,), "int32")
+        return _inputs(keras.KerasTensor((None, self.latent_dim)), labels)
 
     def _labels(self, batch):
         if self.num_classes is None:
@@ -241,10 +251,15 @@ class GAN(StepModel):
 
     def _check_arguments(self):
         low, high = self.image_range
-        names = [penalty.name for penalty in self.penalties]
+        if not isinstance(self.loss, AdversarialLoss):
+            raise TypeError(
+                f"`loss` is not a pair of losses. Expected an object such as `losses.Hinge()`; "
+                f"received {self.loss!r}. Make one, or derive your own from "
+                "`losses.AdversarialLoss`."
+            )
         for name, holds, expected in (
             ("latent_dim", self.latent_dim >= 1, "an integer of at least 1"),
-            ("penalties", len(set(names)) == len(names), "penalties of different names"),
+            ("penalties", len(set(self.terms)) == len(self.terms), "penalties of different names"),
             ("discriminator_steps", self.discriminator_steps >= 1, "an integer of at least 1"),
             ("ema_decay", 0 <= self.ema_decay < 1, "a number in [0, 1)"),
             ("num_classes", self.num_classes is None or self.num_classes >= 1, "None or 1 at least"),
@@ -258,9 +273,9 @@ class GAN(StepModel):
 
     def _check_networks(self):
         """Calls both networks on symbols, which also builds them where they are not."""
-        labels = None if self.num_classes is None else keras.KerasTensor((None,), "int32")
-        latents = keras.KerasTensor((None, self.latent_dim))
-        images = _symbolic_call("generator", self.generator, _inputs(latents, labels))
+        inputs = self._symbolic_inputs()
+        labels = None if self.num_classes is None else inputs[1]
+        images = _symbolic_call("generator", self.generator, inputs)
         if len(images.shape) != 4:
             raise ValueError(
                 "The generator does not make images. Expected an output of (batch, height, "
@@ -271,6 +286,12 @@ class GAN(StepModel):
             raise ValueError(
                 "The discriminator does not give one logit. Expected an output of (batch, 1) or "
                 f"(batch, height, width, 1); received {logits.shape}. End it with `Dense(1)`."
+            )
+        last = getattr(self.discriminator, "layers", [None])[-1]
+        if getattr(last, "activation", None) is keras.activations.sigmoid:
+            raise ValueError(
+                "The discriminator ends in a sigmoid. Expected logits, because every loss here "
+                "has its own last function; received probabilities. Remove the activation."
             )
 
 
