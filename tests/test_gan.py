@@ -289,3 +289,38 @@ def test_missing_labels_are_named():
 def test_compiled_losses_and_metrics_are_refused(argument):
     with pytest.raises(ValueError, match="constructor"):
         compiled(**argument)
+
+
+def test_a_penalty_may_not_take_the_name_of_a_loss():
+    class Imposter(losses.R1):
+        name = "discriminator_loss"
+
+    with pytest.raises(ValueError, match="`penalties`.*different names"):
+        gan(penalties=[Imposter(1.0)])
+
+
+@pytest.mark.parametrize("loss", ["hinge", losses.Hinge])
+def test_loss_that_is_not_a_pair_is_named(loss):
+    with pytest.raises(TypeError, match="Expected an object such as `losses.Hinge\\(\\)`; received"):
+        gan(loss=loss)
+
+
+def test_probabilities_instead_of_logits_are_refused():
+    network = keras.Sequential([layers.Flatten(), layers.Dense(1, activation="sigmoid")])
+    with pytest.raises(ValueError, match="ends in a sigmoid.*logits"):
+        GAN(generator(), network, 3)
+
+
+def test_evaluation_draws_other_noise_for_every_batch():
+    """D = the sum of pixels, G = noise: equal noise in both batches would give equal means."""
+    z, x = keras.Input((16,)), keras.Input((4, 4, 1))
+    total = layers.Dense(1, kernel_initializer="ones", use_bias=False)(layers.Flatten()(x))
+    model = GAN(
+        keras.Model(z, layers.Reshape((4, 4, 1))(z)), keras.Model(x, total), 16, loss=losses.Hinge()
+    )
+    model.compile({"discriminator": "sgd", "generator": "sgd"})
+    means = [
+        model.evaluate(IMAGES[:n], batch_size=8, verbose=0, return_dict=True)["generator_loss"]
+        for n in (8, 16)
+    ]
+    assert means[0] != pytest.approx(means[1])

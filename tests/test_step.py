@@ -331,3 +331,107 @@ def test_ema_of_an_optimizer_over_some_variables_leaves_the_others_alone():
     assert equal(model.layers[1].get_weights(), body)
     averages = model.optimizers["head"]._model_variables_moving_average
     assert equal(model.layers[2].get_weights(), [v.numpy() for v in averages])
+
+
+# Models that are not built when they are compiled
+
+
+class Lazy(StepModel):
+    """Two layers of the same shape, made but not built; only the head is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = layers.Dense(6), layers.Dense(6)
+
+    def call(self, x):
+        return self.head(self.body(x))
+
+    def updates(self):
+        return (Update("head", self.objective, self.head.trainable_variables),)
+
+
+def test_unbuilt_model_trains_what_its_update_names():
+    model = Lazy()
+    model.compile({"head": keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5)}, "mse")
+    model(X)  # builds it after `compile`
+    body = [w.copy() for w in model.body.get_weights()]
+    model.fit(X, X, verbose=0)
+    assert equal(model.body.get_weights(), body)
+    averages = model.optimizers["head"]._model_variables_moving_average
+    assert equal(model.head.get_weights(), [v.numpy() for v in averages])
+
+
+def test_composite_with_a_build_of_its_own_is_built_by_it():
+    class Shifted(StepModel):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def build(self, shape):
+            self.shift = self.add_weight(shape=(1,), initializer="ones")
+
+        def call(self, x, training=False):
+            return self.network(x, training=training) + self.shift
+
+    model = Shifted(linear())
+    model.compile("sgd", "mse")
+    model.fit(np.ones((2, 1)), np.ones((2, 1)), verbose=0)
+    assert model.predict(np.zeros((1, 1)), verbose=0) < 1
+
+
+def test_optional_input_may_be_none():
+    inputs = [keras.Input((6,), optional=True), keras.Input((6,))]
+    model = StepModel(inputs=inputs, outputs=layers.Dense(1)(inputs[1]))
+    model.compile("sgd", "mse")
+    model.fit([None, X], X[:, :1], verbose=0)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "objective, message",
+    [
+        ({"error": tf.ones((4,))}, "'error' is not a scalar.*shape \\(4,\\).*reduce_mean"),
+        ({}, "no terms.*empty dict"),
+    ],
+)
+def test_objectives_that_are_no_scalars_are_refused(objective, message):
+    class Wrong(StepModel):
+        terms = ("error",)
+
+        def objective(self, batch, training):
+            return Objective(objective)
+
+    with pytest.raises(ValueError, match=message):
+        linear(Wrong).fit(np.ones((4, 1)), verbose=0)
+
+
+@pytest.mark.parametrize("argument", [{"times": 0}, {"slices": 0}, {"times": 2.0}])
+def test_updates_that_never_run_are_refused(argument):
+    [(name, value)] = argument.items()
+    with pytest.raises(ValueError, match=f"`{name}`.*at least 1; received {value}"):
+        Update("a", None, (), **argument)
+
+
+def test_terms_written_without_a_comma_are_named():
+    class Comma(StepModel):
+        terms = "error"
+
+    with pytest.raises(TypeError, match=r"terms = \('error',\)"):
+        linear(Comma)
+
+
+def test_float16_inside_a_custom_layer_is_scaled_too():
+    class Inner(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(1, dtype="mixed_float16")
+
+        def call(self, x):
+            return self.dense(x)
+
+    inputs = keras.Input((6,))
+    model = StepModel(inputs=inputs, outputs=Inner()(inputs))
+    model.compile("sgd", "mse")
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)

@@ -83,3 +83,19 @@ def test_every_replica_draws_noise_of_its_own(two_replicas):
     # The first replica's is what one device would draw.
     alone = noise.normal((4,), noise.draw_seed(keras.random.SeedGenerator(1)))
     np.testing.assert_array_equal(first, alone)
+
+
+def test_variables_are_made_from_what_preprocess_returns(two_replicas):
+    """Cropped inputs and one-hot targets: the batch that comes in has other shapes."""
+
+    class Cropping(type(functional_classifier())):
+        def preprocess(self, batch, training):
+            return batch._replace(x=batch.x[:, :6], y=tf.one_hot(batch.y, 3))
+
+    with two_replicas.scope():
+        inputs = keras.Input((6,))
+        model = Cropping(inputs=inputs, outputs=keras.layers.Dense(3)(inputs))
+        loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+        model.compile("sgd", loss, metrics=["accuracy"])
+    history = model.fit(np.ones((8, 9), "float32"), np.arange(8) % 3, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
