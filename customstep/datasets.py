@@ -197,9 +197,8 @@ def _read_tfds(builder, split, image_size):
         pixels = _fit(example["image"], image_size) if image_size else example["image"]
         return pixels, tf.cast(example["label"] if labelled else 0, tf.int32)
 
-    wanted = tfds.decode.PartialDecoding({"image", "label"} if labelled else {"image"})
     try:
-        examples = builder.as_dataset(split=str(split), decoders=wanted)
+        examples = builder.as_dataset(split=str(split))
     except ValueError as error:
         raise _unknown_split(builder.name, list(builder.info.splits), split) from error
     batches = examples.map(select, num_parallel_calls=tf.data.AUTOTUNE).batch(256)
