@@ -158,7 +158,9 @@ class StepModel(PersistentModel):
             training: True in `fit`, False in `evaluate`.
 
         Returns:
-            `Objective` with means over the batch; the replica count is not its concern.
+            `Objective` with means over the batch; the replica count is not its concern. The loss
+            passed to `compile` contains the regularizers of the layers; an objective of your own
+            adds `sum(self.losses)` where there are any.
         """
         y_pred = self(batch.x, training=training)
         loss = self.compute_loss(

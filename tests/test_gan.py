@@ -133,6 +133,24 @@ def test_sample_weights_weigh_the_real_images():
     assert logs["discriminator_loss"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["generator", "discriminator"])
+def test_regularizers_of_a_network_count_in_its_loss(name):
+    """The L2 penalty of a kernel of ones: 0.5 times the number of its weights."""
+
+    def networks(regularizer):
+        z, x = keras.Input((3,)), keras.Input((4, 4, 1))
+        ones = dict(kernel_initializer="ones", kernel_regularizer=regularizer)
+        images = layers.Reshape((4, 4, 1))(layers.Dense(16, **ones)(z))
+        return keras.Model(z, images), keras.Model(x, layers.Dense(1, **ones)(layers.Flatten()(x)))
+
+    losses_with, losses_without = (
+        compiled(GAN(*networks(one), 3)).evaluate(IMAGES, verbose=0, return_dict=True)
+        for one in (keras.regularizers.L2(0.5), None)
+    )
+    added = losses_with[f"{name}_loss"] - losses_without[f"{name}_loss"]
+    assert added == pytest.approx(0.5 * {"generator": 48, "discriminator": 16}[name], rel=1e-4)
+
+
 def test_label_decides_what_both_networks_see():
     model = compiled(conditional_gan())
     images = [model.predict([LATENTS, np.full(5, label)], verbose=0) for label in range(3)]

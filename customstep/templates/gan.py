@@ -125,7 +125,7 @@ class GAN(StepModel):
                 return self.discriminator(_inputs(images, labels), training=training)
 
         loss = self.loss.discriminator(real_logits, fake_logits, batch.sample_weight)
-        terms = {"discriminator_loss": loss}
+        terms = {"discriminator_loss": _regularized(loss, self.discriminator)}
         for number, penalty in enumerate(self.penalties):
             seed = self._draw_seed(training, use=2 + number)
             terms[penalty.name] = penalty(critic, real, fake, seed)
@@ -141,13 +141,15 @@ class GAN(StepModel):
             real_logits = None
             if self.loss.relativistic:
                 real_logits = self.discriminator(_inputs(batch.x, labels), training=training)
-        return Objective({"generator_loss": self.loss.generator(real_logits, fake_logits)})
+        loss = self.loss.generator(real_logits, fake_logits)
+        return Objective({"generator_loss": _regularized(loss, self.generator)})
 
     def after_step(self, batch):
         """Moves the average: w <- w - (1 - decay) (w - w'), with a shorter memory at the start.
 
         The decay at step t is at most (1 + t) / (10 + t), as in TensorFlow's moving averages, so
-        that the first weights, which know nothing, are soon forgotten.
+        that the first weights, which know nothing, are soon forgotten. t counts from `compile`
+        on, and over saving and loading.
         """
         t = tf.cast(self.optimizers["generator"].iterations, tf.float32)
         rate = 1 - tf.minimum(self.ema_decay, (1 + t) / (10 + t))
@@ -297,6 +299,11 @@ class GAN(StepModel):
 
 def _inputs(x, labels):
     return x if labels is None else [x, labels]
+
+
+def _regularized(loss, network):
+    """The loss and what the network's own regularizers add, as in a compiled loss."""
+    return loss + keras.ops.sum(network.losses) if network.losses else loss
 
 
 def _symbolic_call(name, network, inputs):
