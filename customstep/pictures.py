@@ -1,4 +1,4 @@
-"""Sheets as files: PNG with its provenance inside, animated GIF. Both appear whole or not at all."""
+"""Sheets as files: PNG with its provenance inside, animated GIF; both whole or not at all."""
 
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError

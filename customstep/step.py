@@ -26,7 +26,7 @@ __all__ = ["Batch", "Objective", "StepModel", "Update"]
 
 
 class Batch(NamedTuple):
-    """What one step is given: `x`, `y` and `sample_weight`, each a tensor, a nest of them or None."""
+    """What one step is given: `x`, `y`, `sample_weight`, each a tensor, a nest of them or None."""
 
     x: Any
     y: Any = None

@@ -28,7 +28,7 @@ BATCH_SIZE = 16  # images in a step
 EPOCHS = 8  # 625 steps each on the embedded data set
 LEARNING_RATE = 5e-4  # of both networks, falling to 0 over the second half
 BETA_1 = 0.5  # Adam's momentum; 0.9 makes GANs swing
-LABEL_SMOOTHING = 0.1  # real images are to be called 90 % real, which keeps the discriminator modest
+LABEL_SMOOTHING = 0.1  # real images are to be called 90 % real, which keeps D modest
 EMA_DECAY = 0.998  # memory of the averaged generator, about 500 steps
 IMAGE_SIZE = 28  # height and width
 

@@ -1,4 +1,4 @@
-"""The package as a whole: its public names, its imports, its silence, its examples in docstrings."""
+"""The package as a whole: its public names, its imports, its silence, its wheel."""
 
 import ast
 import importlib

@@ -154,7 +154,10 @@ class GAN(StepModel):
         t = tf.cast(self.optimizers["generator"].iterations, tf.float32)
         rate = 1 - tf.minimum(self.ema_decay, (1 + t) / (10 + t))
         for average, weight in zip(self.ema_generator.weights, self.generator.weights):
-            average.value.assign_sub(tf.cast(rate, weight.dtype) * (average - weight))
+            if tf.as_dtype(weight.dtype).is_floating:
+                average.value.assign_sub(tf.cast(rate, weight.dtype) * (average - weight))
+            else:  # a counter
+                average.assign(weight)
 
     def compile(self, optimizer, loss=None, metrics=None, **kwargs):
         """As in `StepModel`, with an optimizer for "discriminator" and one for "generator".
@@ -264,7 +267,7 @@ class GAN(StepModel):
             ("penalties", len(set(self.terms)) == len(self.terms), "penalties of different names"),
             ("discriminator_steps", self.discriminator_steps >= 1, "an integer of at least 1"),
             ("ema_decay", 0 <= self.ema_decay < 1, "a number in [0, 1)"),
-            ("num_classes", self.num_classes is None or self.num_classes >= 1, "None or 1 at least"),
+            ("num_classes", (self.num_classes or 1) >= 1, "None or an integer of at least 1"),
             ("image_range", low < high, "(low, high) with low < high"),
         ):
             if not holds:

@@ -6,14 +6,14 @@ Both train the same networks on the same batches; the two take turns in one proc
 1 means that ours is the faster one.
 """
 
-import customstep  # noqa: F401  (first, for a quiet TensorFlow)
 import time
+
+from customstep import GAN, StepModel  # isort: skip  (first: it keeps TensorFlow quiet)
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from customstep import GAN, StepModel
 from tests.benchmarks import timing
 
 
@@ -72,10 +72,20 @@ class HandWrittenGAN(keras.Model):
 def tiny_networks():
     layers = keras.layers
     generator = keras.Sequential(
-        [keras.Input((4,)), layers.Dense(8, activation="relu"), layers.Dense(4), layers.Reshape((2, 2, 1))]
+        [
+            keras.Input((4,)),
+            layers.Dense(8, activation="relu"),
+            layers.Dense(4),
+            layers.Reshape((2, 2, 1)),
+        ]
     )
     discriminator = keras.Sequential(
-        [keras.Input((2, 2, 1)), layers.Flatten(), layers.Dense(8, activation="relu"), layers.Dense(1)]
+        [
+            keras.Input((2, 2, 1)),
+            layers.Flatten(),
+            layers.Dense(8, activation="relu"),
+            layers.Dense(1),
+        ]
     )
     return generator, discriminator, 4, (2, 2, 1)
 
