@@ -31,6 +31,7 @@ class PersistentModel(keras.Model):
         config = {}
         if isinstance(self, _Functional) and takes_graph:
             config = keras.Model(self.input, self.output, name=self.name).get_config()
+            config["trainable"] = self.trainable
             names = [name for name in names if name not in ("inputs", "outputs", "name")]
         elif open_ended:
             config = super().get_config()
@@ -51,6 +52,8 @@ class PersistentModel(keras.Model):
         if "layers" in graph:
             plain = keras.Model.from_config(graph, custom_objects)
             graph = {"inputs": plain.input, "outputs": plain.output, "name": plain.name}
+            if not plain.trainable:  # True would thaw layers that are frozen by themselves
+                graph["trainable"] = False
         return cls(**graph, **keras.saving.deserialize_keras_object(arguments, custom_objects))
 
     def __reduce__(self):  # pickle and deepcopy look at the type, which the twin has of its own
@@ -102,7 +105,6 @@ class SavedDataclass:
 
 # Keras does not export the class of functional models; this makes an empty one to ask for its type.
 _Functional = type(keras.Model.__new__(keras.Model, inputs=(), outputs=()))
-
 
 # The part of a functional model's configuration that describes its graph.
 _GRAPH = ("name", "trainable", "layers", "input_layers", "output_layers")

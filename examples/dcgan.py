@@ -9,8 +9,8 @@ In `runs/dcgan/` it leaves `grid.png` and `training.gif` to look at, a sheet of 
 
     customstep grid runs/dcgan/gan.keras --rows 10 --cols 10 --seed 1
 
-Measured on two shared cores that compute in bfloat16: 117 s in all, 18 ms a step; the losses end near
-1.18 (discriminator) and 1.07 (generator), and the picture is `assets/dcgan_grid.png`.
+Measured on two shared cores that compute in bfloat16: 117 s in all, 18 ms a step. The losses end
+near 1.18 (discriminator) and 1.07 (generator); the picture is `assets/dcgan_grid.png`.
 
 The networks are small DCGANs (Radford, Metz and Chintala 2016, arXiv:1511.06434). At this budget
 many small steps beat few large ones, hence the batch of 16.

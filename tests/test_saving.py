@@ -98,6 +98,16 @@ def test_model_that_draws_its_own_graph_is_made_from_its_arguments(tmp_path):
     assert np.array_equal(again.predict(FEATURES, verbose=0), model.predict(FEATURES, verbose=0))
 
 
+@pytest.mark.parametrize("frozen", ["layer", "model"])
+def test_what_is_frozen_stays_frozen(frozen, tmp_path):
+    model = functional_classifier()
+    (model.layers[1] if frozen == "layer" else model).trainable = False
+    model.compile(**classifier_compiled())
+    again = reloaded(model, tmp_path)
+    assert again.trainable == model.trainable
+    assert [one.trainable for one in again.layers] == [one.trainable for one in model.layers]
+
+
 @pytest.mark.parametrize("make", [functional_classifier, gan])
 def test_pickled_model_is_the_same(make):
     model = make()
