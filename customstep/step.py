@@ -419,8 +419,18 @@ class StepModel(PersistentModel):
         return {name: exact.get(name, value) for name, value in logs.items()}
 
     def fit(self, *args, **kwargs):
-        """`keras.Model.fit`; when it dies, callbacks with `on_train_interrupted` are told."""
+        """`keras.Model.fit`; when it dies, callbacks with `on_train_interrupted` are told.
+
+        Raises:
+            ValueError: there are sample weights but no targets, a case that Keras ignores.
+        """
         arguments = inspect.signature(super().fit).bind(*args, **kwargs).arguments
+        if arguments.get("sample_weight") is not None and arguments.get("y") is None:
+            raise ValueError(
+                "The sample weights would be ignored. Expected targets beside them, because Keras "
+                "drops weights that come without; received y=None. Pass `y`, which a GAN without "
+                "classes takes and does not look at, or a data set of (x, y, sample_weight)."
+            )
         try:
             return super().fit(*args, **kwargs)
         except BaseException as error:

@@ -133,6 +133,11 @@ def test_sample_weights_weigh_the_real_images():
     assert logs["discriminator_loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_sample_weights_that_keras_would_drop_are_refused():
+    with pytest.raises(ValueError, match="would be ignored.*received y=None.*Pass `y`"):
+        compiled().fit(IMAGES, sample_weight=np.ones(24), verbose=0)
+
+
 @pytest.mark.parametrize("name", ["generator", "discriminator"])
 def test_regularizers_of_a_network_count_in_its_loss(name):
     """The L2 penalty of a kernel of ones: 0.5 times the number of its weights."""
