@@ -3,8 +3,24 @@
 import types
 
 import keras
+import tensorflow as tf
 
-__all__ = ["OptimizerGroup", "optimizers_by_update", "schedules_by_update"]
+from customstep.stateful import BoundSchedule
+
+__all__ = [
+    "OptimizerGroup",
+    "all_finite",
+    "by_update",
+    "check_rates_are_fixed",
+    "loss_scale",
+    "methods_by_update",
+    "optimizers_by_update",
+    "overwrites_weights",
+    "scaled",
+    "schedules_by_update",
+    "unscaled",
+    "with_loss_scale",
+]
 
 
 @keras.saving.register_keras_serializable("customstep")
@@ -20,6 +36,7 @@ class OptimizerGroup(keras.optimizers.Optimizer):
     Args:
         optimizers: dict of update name to `keras.optimizers.Optimizer`, in the order of the
             updates. Each takes the name of its update, under which callbacks log its rate.
+        updates: None, or a callable that returns the `Update`s, for `finalize_variable_values`.
         name: the group's name.
 
     Attributes:
@@ -27,14 +44,13 @@ class OptimizerGroup(keras.optimizers.Optimizer):
         optimizers: list of their optimizers.
     """
 
-    def __init__(self, optimizers, name="optimizer_group"):
+    def __init__(self, optimizers, updates=None, name="optimizer_group"):
         super().__init__(learning_rate=0.0, name=name)
         self.names = tuple(optimizers)
         self.optimizers = list(optimizers.values())
         for update, optimizer in optimizers.items():
             optimizer.name = update
-        # Not a dict, which Keras would track: the model's variables are not the group's to save.
-        self._trained = types.MappingProxyType({})
+        self._updates = updates
 
     def build(self, variables):
         """Builds every member that is not built.
@@ -45,7 +61,6 @@ class OptimizerGroup(keras.optimizers.Optimizer):
         """
         if not isinstance(variables, dict):
             variables = dict.fromkeys(self.names, variables)
-        self._trained = types.MappingProxyType({k: tuple(v) for k, v in variables.items()})
         for name, optimizer in zip(self.names, self.optimizers):
             if not optimizer.built:
                 optimizer.build(list(variables[name]))
@@ -76,8 +91,10 @@ class OptimizerGroup(keras.optimizers.Optimizer):
 
     def finalize_variable_values(self, var_list):
         """Lets each member finalize its own variables; Keras passes all of the model's."""
-        for name, optimizer in zip(self.names, self.optimizers):
-            optimizer.finalize_variable_values(list(self._trained.get(name, ())))
+        for update in self._updates() if self._updates else ():
+            optimizer = self.optimizers[self.names.index(update.name)]
+            with update.kept(at_rest=True):
+                optimizer.finalize_variable_values(list(update.known))
 
     def apply(self, grads, trainable_variables=None):
         raise TypeError(
@@ -144,43 +161,132 @@ def optimizers_by_update(names, optimizer):
     return optimizers
 
 
-def schedules_by_update(names, schedule_lr, optimizers):
-    """The `schedule_lr` argument of `compile`, for each update that has a schedule.
+def by_update(argument, value, names):
+    """An argument of `compile` that is one for all updates or a dict of update name to one.
 
     Args:
+        argument: its name, for the error.
+        value: what was passed; None for nothing.
         names: list of update names.
-        schedule_lr: None, a callable `step -> rate` for all updates, or a dict of update name to
-            a callable.
-        optimizers: dict of update name to optimizer.
 
     Returns:
-        Read-only mapping of update name to callable.
+        Dict of update name to value, for the updates that have one.
 
     Raises:
-        ValueError: a name is not an update's, or the optimizer has a schedule of its own.
-        TypeError: a schedule is not callable.
+        ValueError: a name is not an update's.
     """
-    if schedule_lr is None:
-        return types.MappingProxyType({})
-    if not isinstance(schedule_lr, dict):
-        schedule_lr = dict.fromkeys(names, schedule_lr)
-    for name, schedule in schedule_lr.items():
+    if not isinstance(value, dict):
+        value = {} if value is None else dict.fromkeys(names, value)
+    for name in value:
         if name not in names:
             raise ValueError(
-                f"`schedule_lr` names an update that does not exist. Expected "
+                f"`{argument}` names an update that does not exist. Expected "
                 f"{_listed(names)}; received '{name}'. Correct the name."
             )
+    return dict(value)
+
+
+def schedules_by_update(argument, value, names):
+    """`schedule_lr` or `when` of `compile`, bound to the variables that hold their states.
+
+    Args:
+        argument: its name, for the error.
+        value: None, a callable `step -> value` for all updates, or a dict of update name to a
+            callable.
+        names: list of update names.
+
+    Returns:
+        Read-only mapping of update name to `schedules.BoundSchedule`.
+
+    Raises:
+        ValueError: a name is not an update's.
+        TypeError: a schedule is not callable.
+    """
+    schedules = by_update(argument, value, names)
+    for name, schedule in schedules.items():
         if not callable(schedule):
             raise TypeError(
-                f"The schedule of '{name}' cannot be called. Expected a callable of the step; "
-                f"received {schedule!r}. Pass a function `step -> learning rate`."
+                f"`{argument}` of '{name}' cannot be called. Expected a callable of the step; "
+                f"received {schedule!r}. Pass a function `step -> value`."
             )
+    return types.MappingProxyType({k: BoundSchedule(v) for k, v in schedules.items()})
+
+
+def methods_by_update(value, names):
+    """The `gradients` argument of `compile`: dict of update name to tuple of gradient methods.
+
+    Raises:
+        ValueError: a name is not an update's, or a method that has to be the first is not.
+        TypeError: a method is not callable.
+    """
+    methods = by_update("gradients", value, names)
+    for name, of_update in methods.items():
+        methods[name] = tuple(keras.tree.flatten(of_update))
+        for position, method in enumerate(methods[name]):
+            if not callable(method):
+                raise TypeError(
+                    f"A gradient method of '{name}' cannot be called. Expected an object such as "
+                    f"`gradients.SharpnessAware()`; received {method!r}. Derive one of your own "
+                    "from `gradients.GradientTransform`."
+                )
+            if position and getattr(method, "comes_first", False):
+                raise ValueError(
+                    f"A gradient method of '{name}' is out of place. Expected {method!r} first, "
+                    "because it looks at each term of the objective; received it at place "
+                    f"{position + 1}. Move it to the front of the list."
+                )
+    return types.MappingProxyType(methods)
+
+
+def check_rates_are_fixed(schedules, optimizers):
+    """Raises a `ValueError` where an optimizer has a schedule beside that of `schedule_lr`."""
+    for name in schedules:
         if not isinstance(optimizers[name].learning_rate, keras.Variable):
             raise ValueError(
                 f"The optimizer of '{name}' has a schedule already. Expected a fixed "
                 "`learning_rate` beside `schedule_lr`; received a schedule. Pass one of the two."
             )
-    return types.MappingProxyType(dict(schedule_lr))
+
+
+def with_loss_scale(optimizer):
+    """The optimizer in a `LossScaleOptimizer`, unless it is one."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer
+    return keras.optimizers.LossScaleOptimizer(optimizer)
+
+
+def loss_scale(optimizer):
+    """By what the optimizer will divide the gradients, a scalar; None for nothing."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer.scale_loss(1.0)
+    return optimizer.loss_scale_factor
+
+
+def scaled(tensor, scale):
+    """A loss or a gradient, dense or sparse or None, times the loss scale."""
+    if scale is None or tensor is None:
+        return tensor
+    return tf.math.scalar_mul(tf.cast(scale, tensor.dtype), tensor)
+
+
+def unscaled(gradient, scale):
+    """The inverse of `scaled`, in float32 at least, for float16 would lose what the scale saved."""
+    if scale is None or gradient is None:
+        return gradient
+    wide = tf.cast(gradient, tf.float32) if gradient.dtype == tf.float16 else gradient
+    return tf.math.scalar_mul(1 / tf.cast(scale, wide.dtype), wide)
+
+
+def overwrites_weights(optimizer):
+    """Whether the optimizer puts averages in the place of all weights it knows, now and then."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return inner.use_ema and inner.ema_overwrite_frequency is not None
+
+
+def all_finite(tensors):
+    """Whether no value of any tensor, dense or sparse or None, is infinite or not a number."""
+    values = [getattr(tensor, "values", tensor) for tensor in tensors if tensor is not None]
+    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in values])
 
 
 def _is_by_update(optimizer):

@@ -8,7 +8,7 @@ import keras
 
 from customstep import files
 
-__all__ = ["PersistentModel", "SavedDataclass"]
+__all__ = ["PersistentModel", "SavedDataclass", "SavedVariables"]
 
 
 class PersistentModel(keras.Model):
@@ -72,24 +72,32 @@ class PersistentModel(keras.Model):
     def random_states(self):
         """The states of all random generators in the model; Keras finds and saves it here."""
         weights = {id(variable) for variable in self.weights}
-        return _RandomStates([v for v in self.variables if id(v) not in weights])
+        states = [v for v in self.variables if id(v) not in weights]
+        return SavedVariables("random_states", {str(i): v for i, v in enumerate(states)})
 
 
-class _RandomStates(keras.Operation):
-    """Variables that Keras leaves out, kept apart so that a plain Keras model reads the rest."""
+class SavedVariables(keras.Operation):
+    """Variables that Keras leaves out, kept apart so that a plain Keras model reads the rest.
 
-    def __init__(self, states):
-        super().__init__(name="random_states")
-        self.states = states
+    As a property of a model it is all that Keras needs to save them.
+
+    Args:
+        name: of the group in the file.
+        variables: dict of name in the group to variable.
+    """
+
+    def __init__(self, name, variables):
+        super().__init__(name=name)
+        self.variables = variables
 
     def save_own_variables(self, store):
-        for index, state in enumerate(self.states):
-            store[str(index)] = state.numpy()
+        for name, variable in self.variables.items():
+            store[name] = variable.numpy()
 
     def load_own_variables(self, store):
-        for index, state in enumerate(self.states):
-            if str(index) in store.keys():  # a file that Keras wrote has none
-                state.assign(store[str(index)])
+        for name, variable in self.variables.items():
+            if name in store.keys():  # a file that Keras wrote has none
+                variable.assign(store[name])
 
 
 class SavedDataclass:

@@ -5,9 +5,11 @@
 few methods of `StepModel`; saving, evaluation, replicas, mixed precision and exact logs are here.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
+import itertools
 import operator
 import types
 import warnings
@@ -17,10 +19,23 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from customstep import replicas
+from customstep import replicas, variables
 from customstep.checks import check_integer
-from customstep.optimizers import OptimizerGroup, optimizers_by_update, schedules_by_update
-from customstep.saving import PersistentModel
+from customstep.optimizers import (
+    OptimizerGroup,
+    all_finite,
+    by_update,
+    check_rates_are_fixed,
+    loss_scale,
+    methods_by_update,
+    optimizers_by_update,
+    overwrites_weights,
+    scaled,
+    schedules_by_update,
+    unscaled,
+    with_loss_scale,
+)
+from customstep.saving import PersistentModel, SavedVariables
 
 __all__ = ["Batch", "Objective", "StepModel", "Update"]
 
@@ -55,10 +70,12 @@ class Objective(NamedTuple):
     Attributes:
         terms: dict of name to float scalar, each a plain mean over the batch, logged by its name.
         y_pred: the predictions for the metrics passed to `compile`, or None where there are none.
+        logs: dict of name to float scalar, means over the batch that are logged and not minimized.
     """
 
     terms: Mapping[str, Any]
     y_pred: Any = None
+    logs: Mapping[str, Any] = {}
 
     @property
     def total(self):
@@ -94,6 +111,11 @@ class Update:
         times: how often the update is repeated within one step.
         slices: into how many equal parts the batch is cut; repetition `i` is given part
             `i % slices`, so `times=5, slices=5` shows every repetition fresh examples.
+        known: all variables that its optimizer keeps a state of, always in the same order; None
+            for `variables`. Those that are not among `variables` rest for the time being.
+        frozen: pairs of a variable and a bool mask, of the variable's shape or one that broadcasts
+            to it. Where the mask is True the variable does not change, whatever the forward pass
+            or the optimizer does to it.
     """
 
     name: str
@@ -101,10 +123,31 @@ class Update:
     variables: Sequence[keras.Variable]
     times: int = 1
     slices: int = 1
+    known: Sequence[keras.Variable] | None = None
+    frozen: Sequence[tuple[keras.Variable, Any]] = ()
 
     def __post_init__(self):
         check_integer("times", self.times, 1)
         check_integer("slices", self.slices, 1)
+
+        if self.known is None:
+            object.__setattr__(self, "known", self.variables)
+
+    @contextlib.contextmanager
+    def kept(self, at_rest):
+        """Within it, what is frozen may change; at its end it is as it was.
+
+        Args:
+            at_rest: includes the variables that rest, for an optimizer that overwrites all weights
+                it knows by their averages.
+        """
+        kept = list(self.frozen)
+        if at_rest:
+            trained = {id(variable) for variable in self.variables}
+            kept += [(variable, True) for variable in self.known if id(variable) not in trained]
+        before = variables.snapshot(variable for variable, _ in kept)
+        yield
+        variables.restore(before, (mask for _, mask in kept))
 
 
 @keras.saving.register_keras_serializable("customstep")
@@ -117,8 +160,8 @@ class StepModel(PersistentModel):
     its own. Constructor arguments kept in attributes of the same names are saved with the model.
 
     Attributes:
-        terms: the names of the terms, beside `loss`, that the objectives return. Their means are
-            logged; a term that is not declared here is an error.
+        terms: the names of all terms and logs, beside `loss`, that the objectives return. Their
+            means over an epoch are logged; one that is not declared here is an error.
 
     Example:
 
@@ -134,7 +177,9 @@ class StepModel(PersistentModel):
     terms: tuple[str, ...] = ()
 
     # Read-only mappings, because Keras would track, and save, what a dict holds.
-    _trackers = _schedules = _compile_arguments = types.MappingProxyType({})
+    _trackers = _counters = _compile_arguments = types.MappingProxyType({})
+    _schedules = _conditions = _gradient_methods = types.MappingProxyType({})
+    _skip_nonfinite = False
 
     # -- Override these ---------------------------------------------------------------------
 
@@ -177,20 +222,20 @@ class StepModel(PersistentModel):
         return (Update("model", self.objective, self.trainable_variables),)
 
     def gradients(self, update, batch):
-        """The gradients of an update.
+        """The gradients of an update: `differentiate`, and what `compile(gradients=...)` adds.
 
         Args:
             update: `Update`.
             batch: `Batch`, the part of the batch that this repetition is given.
 
         Returns:
-            The gradients, one for each of `update.variables`, scaled as the update's optimizer
-            wants them (`optimizer.scale_loss`), and the `Objective` they were taken of.
+            The gradients, one for each of `update.variables` or None where it has none, free of
+            the loss scale that float16 needs; and the `Objective` they were taken of.
         """
-        with tf.GradientTape() as tape:
-            objective = update.objective(batch, True)
-            loss = self.optimizers[update.name].scale_loss(replicas.share(objective.total))
-        return tape.gradient(loss, update.variables), objective
+        compute = functools.partial(self.differentiate, update, batch)
+        for method in self._gradient_methods.get(update.name, ()):
+            compute = functools.partial(method, compute, update.variables)
+        return compute()
 
     def after_step(self, batch):
         """What happens once all updates of a step are done, such as a moving average.
@@ -214,6 +259,7 @@ class StepModel(PersistentModel):
                 objective = self.descend(update, part)
                 logs.update(self.track(objective, part))
         self.after_step(batch)
+        self.step_state.variables["step"].assign_add(1)
         return {**logs, **self._scheduled_rates()}
 
     def test_step(self, data):
@@ -221,7 +267,7 @@ class StepModel(PersistentModel):
         logs = {}
         for objective in dict.fromkeys(update.objective for update in self.updates()):
             logs.update(self.track(objective(batch, False), batch))
-        return logs
+        return {name: value for name, value in logs.items() if name not in self._counters}
 
     def predict_step(self, data):
         batch = self._receive(data, training=False)
@@ -230,6 +276,9 @@ class StepModel(PersistentModel):
     def descend(self, update, batch):
         """One descent: gradients, the rate in force, and the optimizer's step.
 
+        Where `compile(when=...)` has a condition that does not hold, only the objective is
+        evaluated, and nothing changes.
+
         Args:
             update: `Update`.
             batch: `Batch`, the part of the batch that this repetition is given.
@@ -237,15 +286,59 @@ class StepModel(PersistentModel):
         Returns:
             The `Objective` as it was before the descent.
         """
-        optimizer = self.optimizers[update.name]
-        gradients, objective = self.gradients(update, batch)
-        if update.name in self._schedules:
-            step = tf.cast(optimizer.iterations, tf.float32)
-            optimizer.learning_rate = self._schedules[update.name](step)
         if not update.variables:
             warnings.warn(f"The update '{update.name}' has no variables to train.", stacklevel=2)
-        optimizer.apply(gradients, update.variables)
+        if update.name in self._conditions:
+            holds = tf.cast(self._conditions[update.name](self.step), tf.bool)
+            self._count("active", update, holds)
+            objective = replicas.cond(
+                holds,
+                lambda batch: self._descend(update, batch),
+                lambda batch: self._without_effects(update.objective, batch),
+                batch,
+            )
+            self._conditions[update.name].observe(objective)
+        else:
+            objective = self._descend(update, batch)
+        if update.name in self._schedules:
+            self._schedules[update.name].observe(objective)
         return objective
+
+    def differentiate(self, update, batch, *, at=None, by_term=False):
+        """The plain gradients of an update, free of any loss scale.
+
+        Args:
+            update: `Update`.
+            batch: `Batch`.
+            at: None, or tensors to take in the place of the values of `update.variables`. What
+                the forward pass changes, such as moving statistics, is then dropped.
+            by_term: returns a dict of term name to gradients rather than those of the sum.
+
+        Returns:
+            The gradients, one for each of `update.variables` or None where it has none; and the
+            `Objective` they were taken of.
+        """
+        scale = loss_scale(self.optimizers[update.name])
+        with tf.GradientTape(persistent=by_term) as tape:
+            if at is None:
+                sources = update.variables
+                objective = update.objective(batch, True)
+            else:
+                sources = at
+                tape.watch(sources)
+                objective = self._without_effects(
+                    update.objective, batch, zip(update.variables, at)
+                )
+            losses = objective.terms if by_term else {"loss": objective.total}
+            losses = {
+                name: scaled(replicas.share(tf.cast(loss, keras.config.floatx())), scale)
+                for name, loss in losses.items()
+            }
+        gradients = {
+            name: [unscaled(gradient, scale) for gradient in tape.gradient(loss, sources)]
+            for name, loss in losses.items()
+        }
+        return (gradients if by_term else gradients["loss"]), objective
 
     def track(self, objective, batch):
         """Adds an objective to the running means of this epoch and to the compiled metrics.
@@ -257,22 +350,62 @@ class StepModel(PersistentModel):
         Returns:
             Dict of name to float scalar, all metrics of the model so far.
         """
-        for name, value in objective.terms.items():
+        values = {**objective.logs, **objective.terms}
+        for name in values:
             if name not in self._trackers:
                 raise ValueError(
                     f"{type(self).__name__} returned a term that it does not declare. Expected "
                     f"one of {sorted(self._trackers)}; received '{name}'. Add it to the class: "
                     f"`terms = {(*self.terms, name)}`."
                 )
-        values = {**objective.terms, "loss": objective.total}
+        values["loss"] = objective.total
+        before = variables.snapshot(self.metrics_variables if self._skip_nonfinite else ())
         for name, tracker in self._trackers.items():
             if name in values:
                 tracker.update_state(values[name], sample_weight=batch.size)
-        if objective.y_pred is None:
-            return self.get_metrics_result()
-        return self.compute_metrics(
-            batch.x, batch.y, objective.y_pred, sample_weight=batch.sample_weight
-        )
+        if objective.y_pred is not None:
+            self.compute_metrics(
+                batch.x, batch.y, objective.y_pred, sample_weight=batch.sample_weight
+            )
+        variables.restore(before, itertools.repeat(~all_finite(values.values())))
+        return self.get_metrics_result()
+
+    def _without_effects(self, objective, batch, values=()):
+        """An objective of a batch, with other values of variables, that changes no variable."""
+        # Keras looks for the value of every regularized variable in the scope.
+        current = ((variable, variable.value) for variable in self.trainable_weights)
+        with keras.StatelessScope([*current, *values], collect_losses=True):
+            return objective(batch, True)
+
+    def _descend(self, update, batch):
+        optimizer = self.optimizers[update.name]
+        if update.name in self._schedules:
+            step = tf.cast(optimizer.iterations, tf.float32)
+            optimizer.learning_rate = self._schedules[update.name](step)
+        with update.kept(at_rest=overwrites_weights(optimizer)):
+            if self._skip_nonfinite:
+                return self._descend_if_finite(update, batch)
+            gradients, objective = self.gradients(update, batch)
+            self._apply(update, *gradients)
+        return objective
+
+    def _descend_if_finite(self, update, batch):
+        before = variables.snapshot([*self.non_trainable_weights, *self.metrics_variables])
+        gradients, objective = self.gradients(update, batch)
+        finite = replicas.every(all_finite([objective.total, *gradients]))
+        variables.restore(before, itertools.repeat(~finite))
+        apply = functools.partial(self._apply, update)
+        if isinstance(self.optimizers[update.name], keras.optimizers.LossScaleOptimizer):
+            apply(*gradients)  # it skips the step itself, and has to see why
+        else:
+            replicas.cond(finite, apply, lambda *gradients: None, *gradients)
+        self._count("nonfinite", update, ~finite)
+        return objective
+
+    def _apply(self, update, *gradients):
+        optimizer = self.optimizers[update.name]
+        scale = loss_scale(optimizer)
+        optimizer.apply([scaled(gradient, scale) for gradient in gradients], update.variables)
 
     def _receive(self, data, training):
         batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
@@ -306,6 +439,9 @@ class StepModel(PersistentModel):
         metrics=None,
         *,
         schedule_lr=None,
+        gradients=None,
+        when=None,
+        skip_nonfinite=False,
         auto_scale_loss=True,
         **kwargs,
     ):
@@ -319,16 +455,33 @@ class StepModel(PersistentModel):
                 descent, or a dict of update name to one. `step` is a float32 scalar, the number
                 of descents its optimizer has done. The rate in force is logged as
                 `learning_rate`, or `learning_rate_<update>` where there are several updates.
+            gradients: what is done to the gradients before the optimizer has them: one of the
+                methods in `customstep.gradients` or a list of them, the first nearest to the loss,
+                or a dict of update name to such.
+            when: a condition, a callable `step -> bool`, or a dict of update name to one. The
+                update descends in the steps where it holds; in the others its objective is
+                evaluated only. `step` is a float32 scalar, the number of steps done. The share of
+                the steps where it held is logged as `active`, or `active_<update>`.
+            skip_nonfinite: leaves the model as it was where the objective or a gradient is not
+                finite. How often that happened in an epoch is logged as `nonfinite`, or
+                `nonfinite_<update>`.
             auto_scale_loss: wraps every optimizer in a `LossScaleOptimizer` where a layer
                 computes in float16.
             **kwargs: all other arguments of `keras.Model.compile`, by name.
 
         Raises:
-            ValueError: the optimizers or schedules do not fit the updates.
-            TypeError: a schedule is not callable.
+            ValueError: the names of optimizers, schedules, methods or conditions are not those
+                of the updates.
+            TypeError: a schedule, a method or a condition is not callable.
         """
         arguments = dict(kwargs, optimizer=optimizer, loss=loss, metrics=metrics)
-        arguments.update(schedule_lr=schedule_lr, auto_scale_loss=auto_scale_loss)
+        arguments.update(
+            schedule_lr=schedule_lr,
+            gradients=gradients,
+            when=when,
+            skip_nonfinite=skip_nonfinite,
+            auto_scale_loss=auto_scale_loss,
+        )
         if isinstance(self.terms, str):
             raise TypeError(
                 f"The terms of {self.__class__.__name__} are not a tuple. Expected a tuple of "
@@ -339,20 +492,30 @@ class StepModel(PersistentModel):
         updates = self.updates()
         names = [update.name for update in updates]
         optimizers = optimizers_by_update(names, optimizer)
-        schedules = schedules_by_update(names, schedule_lr, optimizers)
+        schedules = schedules_by_update("schedule_lr", schedule_lr, names)
+        check_rates_are_fixed(schedules, optimizers)
+        conditions = schedules_by_update("when", when, names)
+        methods = methods_by_update(gradients, names)
         if auto_scale_loss and any(
             layer.compute_dtype == "float16" for layer in self._flatten_layers()
         ):
-            optimizers = {name: _with_loss_scale(one) for name, one in optimizers.items()}
+            optimizers = {name: with_loss_scale(one) for name, one in optimizers.items()}
         if type(self).updates is StepModel.updates:
             [optimizer] = optimizers.values()  # over all variables, as Keras expects
         else:
-            optimizer = OptimizerGroup(optimizers)
+            optimizer = OptimizerGroup(optimizers, self.updates)
         super().compile(optimizer, loss, metrics=metrics, auto_scale_loss=False, **kwargs)
         tracked = ("loss", *self.terms) if len(updates) == 1 else self.terms
         trackers = {name: keras.metrics.Mean(name=name) for name in tracked}
         self._trackers = types.MappingProxyType(trackers)
-        self._schedules = schedules
+        counters = [keras.metrics.Mean(self._label("active", name)) for name in conditions]
+        if skip_nonfinite:
+            counters += [keras.metrics.Sum(self._label("nonfinite", name)) for name in names]
+        self._counters = types.MappingProxyType({metric.name: metric for metric in counters})
+        self._schedules, self._conditions, self._gradient_methods = schedules, conditions, methods
+        self._skip_nonfinite = skip_nonfinite
+        # In a tuple, which hides it from Keras, because it is no layer and no weight.
+        self._step_state = (_step_state(schedules, conditions),)
         self._compile_arguments = types.MappingProxyType(arguments)
         if self.built:  # Keras restores the state of built optimizers only
             self._build_optimizers()
@@ -374,14 +537,18 @@ class StepModel(PersistentModel):
 
     @property
     def steps(self):
-        """How many training steps were done; 0 before `compile`.
+        """How many training steps were done since `compile`, an int."""
+        return int(self.step_state.variables["step"].numpy()) if self.compiled else 0
 
-        Steps that an optimizer skipped, because of an overflow in float16, do not count.
-        """
-        if not self.compiled:
-            return 0
-        last = self.updates()[-1]
-        return int(self.optimizers[last.name].iterations) // last.times
+    @property
+    def step(self):
+        """The number of steps done, a float32 scalar, for schedules and conditions in the graph."""
+        return tf.cast(self.step_state.variables["step"].value, tf.float32)
+
+    @property
+    def step_state(self):
+        """The step's number and the states of schedules; Keras finds and saves them here."""
+        return self._step_state[0]
 
     @property
     def examples(self):
@@ -391,26 +558,33 @@ class StepModel(PersistentModel):
     @property
     def metrics(self):
         keras_metrics = [metric for metric in super().metrics if metric.name != "loss"]
-        return [*self._trackers.values(), *keras_metrics]
+        return [*self._trackers.values(), *keras_metrics, *self._counters.values()]
 
     def _is_made_of_built_layers(self):
         builds_itself = type(self).build is not keras.Model.build
         return not builds_itself and self.layers and all(layer.built for layer in self.layers)
 
     def _build_optimizers(self):
-        variables = {update.name: list(update.variables) for update in self.updates()}
+        known = {update.name: list(update.known) for update in self.updates()}
         if isinstance(self.optimizer, OptimizerGroup):
-            self.optimizer.build(variables)
+            self.optimizer.build(known)
         elif not self.optimizer.built:
-            self.optimizer.build(*variables.values())
+            self.optimizer.build(*known.values())
 
     def _scheduled_rates(self):
         rates = {name: self.optimizers[name].learning_rate for name in self._schedules}
-        if len(self.optimizers) > 1:
-            rates = {f"learning_rate_{name}": rate for name, rate in rates.items()}
-        else:
-            rates = {"learning_rate": rate for rate in rates.values()}
-        return {name: tf.convert_to_tensor(rate) for name, rate in rates.items()}
+        return {
+            self._label("learning_rate", name): tf.convert_to_tensor(rate)
+            for name, rate in rates.items()
+        }
+
+    def _label(self, quantity, update_name):
+        """The name under which a quantity of an update is logged."""
+        return quantity if len(self.updates()) == 1 else f"{quantity}_{update_name}"
+
+    def _count(self, quantity, update, happened):
+        counter = self._counters[self._label(quantity, update.name)]
+        counter.update_state(tf.cast(happened, tf.float32))
 
     def _get_metrics_result_or_logs(self, logs):
         # Keras asks this at the end of an epoch. Its own answer falls back to the logs of the
@@ -449,7 +623,12 @@ def _symbol(tensor):
     return keras.KerasTensor(tensor.shape, keras.backend.standardize_dtype(tensor.dtype))
 
 
-def _with_loss_scale(optimizer):
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        return optimizer
-    return keras.optimizers.LossScaleOptimizer(optimizer)
+def _step_state(schedules, conditions):
+    step = keras.Variable(
+        0, dtype="int64", trainable=False, aggregation="only_first_replica", name="step"
+    )
+    state = {"step": step}
+    for kind, bound in (("schedule_lr", schedules), ("when", conditions)):
+        for update, schedule in bound.items():
+            state.update({f"{kind}/{update}/{k}": v for k, v in schedule.variables.items()})
+    return SavedVariables("step_state", state)

@@ -1,0 +1,101 @@
+"""Schedules and conditions that remember what a training step measured."""
+
+import keras
+import tensorflow as tf
+
+from customstep import replicas
+from customstep.saving import SavedDataclass
+
+__all__ = ["BoundSchedule", "StatefulSchedule"]
+
+
+class StatefulSchedule(SavedDataclass):
+    """Base of the schedules and conditions that depend on losses, not on the step alone.
+
+    Derive a frozen dataclass from it and register it with Keras. The state is a dict of name to
+    float32 scalar, held in variables of the model, in the graph, and saved with it. The object
+    itself never changes, so several updates may share it: each has a state of its own.
+
+    Example:
+
+        @keras.saving.register_keras_serializable("mine")
+        @dataclasses.dataclass(frozen=True)
+        class RateOfLoss(StatefulSchedule):
+            factor: float
+
+            def initial_state(self):
+                return {"loss": 1.0}
+
+            def observe(self, state, values):
+                return {"loss": values["loss"]}
+
+            def __call__(self, step, state):
+                return self.factor * state["loss"]
+    """
+
+    def initial_state(self):
+        """The state before the first step: dict of name to number."""
+        raise NotImplementedError
+
+    def observe(self, state, values):
+        """The state after a step.
+
+        Args:
+            state: dict of name to float32 scalar.
+            values: dict of name to float32 scalar: the terms and logs of the update's objective
+                and their total, `loss`, as means over all replicas.
+
+        Returns:
+            Dict like `state`. It is not kept where one of `values` is not finite.
+        """
+        raise NotImplementedError
+
+    def __call__(self, step, state):
+        """The value at a step.
+
+        Args:
+            step: float32 scalar.
+            state: dict of name to float32 scalar.
+
+        Returns:
+            A float scalar for a learning rate, a bool scalar for a condition.
+        """
+        raise NotImplementedError
+
+
+class BoundSchedule:
+    """A schedule and the variables that hold its state, none where it has no state.
+
+    Args:
+        schedule: a callable of the step, or a `StatefulSchedule`.
+    """
+
+    def __init__(self, schedule):
+        self._schedule = schedule
+        self._is_stateful = isinstance(schedule, StatefulSchedule)
+        initial = schedule.initial_state() if self._is_stateful else {}
+        self.variables = {
+            name: keras.Variable(
+                float(value), trainable=False, aggregation="only_first_replica", name=name
+            )
+            for name, value in initial.items()
+        }
+
+    def __call__(self, step):
+        """The value at a step, a float32 scalar."""
+        return self._schedule(step, self._state()) if self._is_stateful else self._schedule(step)
+
+    def observe(self, objective):
+        """Moves the state on by what one step measured, an `Objective`."""
+        if not self._is_stateful:
+            return
+        values = {**objective.logs, **objective.terms, "loss": objective.total}
+        means = replicas.mean([tf.cast(value, tf.float32) for value in values.values()])
+        finite = tf.reduce_all(tf.math.is_finite(means))
+        state = self._state()
+        new = self._schedule.observe(state, dict(zip(values, means)))
+        for name, variable in self.variables.items():
+            variable.assign(tf.where(finite, new[name], state[name]))
+
+    def _state(self):
+        return {name: tf.convert_to_tensor(v.value) for name, v in self.variables.items()}
