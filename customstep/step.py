@@ -129,7 +129,6 @@ class Update:
     def __post_init__(self):
         check_integer("times", self.times, 1)
         check_integer("slices", self.slices, 1)
-
         if self.known is None:
             object.__setattr__(self, "known", self.variables)
 
@@ -266,7 +265,7 @@ class StepModel(PersistentModel):
         batch = self._receive(data, training=False)
         logs = {}
         for objective in dict.fromkeys(update.objective for update in self.updates()):
-            logs.update(self.track(objective(batch, False), batch))
+            logs.update(self._track(objective(batch, False), batch))
         return {name: value for name, value in logs.items() if name not in self._counters}
 
     def predict_step(self, data):
@@ -350,6 +349,14 @@ class StepModel(PersistentModel):
         Returns:
             Dict of name to float scalar, all metrics of the model so far.
         """
+        if not self._skip_nonfinite:
+            return self._track(objective, batch)
+        before = variables.snapshot(self.metrics_variables)
+        self._track(objective, batch)
+        variables.restore(before, itertools.repeat(~all_finite([objective.total])))
+        return self.get_metrics_result()
+
+    def _track(self, objective, batch):
         values = {**objective.logs, **objective.terms}
         for name in values:
             if name not in self._trackers:
@@ -359,7 +366,6 @@ class StepModel(PersistentModel):
                     f"`terms = {(*self.terms, name)}`."
                 )
         values["loss"] = objective.total
-        before = variables.snapshot(self.metrics_variables if self._skip_nonfinite else ())
         for name, tracker in self._trackers.items():
             if name in values:
                 tracker.update_state(values[name], sample_weight=batch.size)
@@ -367,7 +373,6 @@ class StepModel(PersistentModel):
             self.compute_metrics(
                 batch.x, batch.y, objective.y_pred, sample_weight=batch.sample_weight
             )
-        variables.restore(before, itertools.repeat(~all_finite(values.values())))
         return self.get_metrics_result()
 
     def _without_effects(self, objective, batch, values=()):
