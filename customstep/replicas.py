@@ -80,6 +80,9 @@ def cond(condition, yes, no, *arguments):
         def run(branch):
             outputs = strategy.extended.call_for_each_replica(branch, arguments)
             flat = [local(output) for output in tf.nest.flatten(outputs)]
+            # What is the same object on all replicas, such as None, comes back as one.
+            number = max(map(len, flat), default=1)
+            flat = [parts if len(parts) == number else parts * number for parts in flat]
             return [tf.nest.pack_sequence_as(outputs, mine) for mine in zip(*flat)]
 
         return tf.cond(local(condition)[0], lambda: run(yes), lambda: run(no))

@@ -6,7 +6,7 @@ import tensorflow as tf
 from customstep import replicas
 from customstep.saving import SavedDataclass
 
-__all__ = ["BoundSchedule", "StatefulSchedule"]
+__all__ = ["BoundSchedule", "StatefulSchedule", "moving_mean"]
 
 
 class StatefulSchedule(SavedDataclass):
@@ -93,9 +93,39 @@ class BoundSchedule:
         means = replicas.mean([tf.cast(value, tf.float32) for value in values.values()])
         finite = tf.reduce_all(tf.math.is_finite(means))
         state = self._state()
-        new = self._schedule.observe(state, dict(zip(values, means)))
+        new = self._schedule.observe(state, _Measured(zip(values, means)))
         for name, variable in self.variables.items():
-            variable.assign(tf.where(finite, new[name], state[name]))
+            variable.assign(tf.where(finite, tf.cast(new[name], tf.float32), state[name]))
 
     def _state(self):
         return {name: tf.convert_to_tensor(v.value) for name, v in self.variables.items()}
+
+
+def moving_mean(state, value, smoothing):
+    """The exponential moving mean after one more value, without the usual bias at the start.
+
+    Every value weighs `smoothing` times as much as the one after it, the first one too. This is
+    the corrected mean of Kingma and Ba 2015 (arXiv:1412.6980, section 3), and for a `smoothing`
+    of 0 the value itself.
+
+    Args:
+        state: dict of "mean" and "weight", float32 scalars, both 0 before the first value.
+        value: float32 scalar.
+        smoothing: in `[0, 1)`.
+
+    Returns:
+        Dict like `state`.
+    """
+    weight = smoothing * state["weight"] + 1
+    return {"mean": state["mean"] + (value - state["mean"]) / weight, "weight": weight}
+
+
+class _Measured(dict):
+    """What an objective measured, by name."""
+
+    def __missing__(self, name):
+        raise ValueError(
+            f"A schedule or condition looks at '{name}', which its update does not measure. "
+            f"Expected one of {sorted(self)}; received '{name}'. Correct the name, or return the "
+            "quantity in the `logs` of the update's `Objective`."
+        )

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import math
 import operator
 import types
 import warnings
@@ -231,8 +232,10 @@ class StepModel(PersistentModel):
             The gradients, one for each of `update.variables` or None where it has none, free of
             the loss scale that float16 needs; and the `Objective` they were taken of.
         """
-        compute = functools.partial(self.differentiate, update, batch)
-        for method in self._gradient_methods.get(update.name, ()):
+        methods = self._gradient_methods.get(update.name, ())
+        state = variables.snapshot(self.variables if methods else ())
+        compute = functools.partial(self.differentiate, update, batch, state=state)
+        for method in methods:
             compute = functools.partial(method, compute, update.variables)
         return compute()
 
@@ -283,27 +286,30 @@ class StepModel(PersistentModel):
             batch: `Batch`, the part of the batch that this repetition is given.
 
         Returns:
-            The `Objective` as it was before the descent.
+            The `Objective` as it was before the descent; its terms are NaN where
+            `compile(skip_nonfinite=True)` has skipped the descent.
         """
         if not update.variables:
             warnings.warn(f"The update '{update.name}' has no variables to train.", stacklevel=2)
         if update.name in self._conditions:
             holds = tf.cast(self._conditions[update.name](self.step), tf.bool)
-            self._count("active", update, holds)
-            objective = replicas.cond(
+            self._count("active", update, tf.cast(holds, tf.float32))
+            objective, masks = replicas.cond(
                 holds,
-                lambda batch: self._descend(update, batch),
-                lambda batch: self._without_effects(update.objective, batch),
+                lambda batch: _with_masks(self._descend(update, batch)),
+                lambda batch: _with_masks(self._rest(update, batch)),
                 batch,
             )
+            _attach_masks(objective, masks)
             self._conditions[update.name].observe(objective)
         else:
             objective = self._descend(update, batch)
-        if update.name in self._schedules:
-            self._schedules[update.name].observe(objective)
+        if self._skip_nonfinite:
+            nonfinite = tf.cast(~all_finite([objective.total]), tf.float32)
+            self._count("nonfinite", update, replicas.share(nonfinite))
         return objective
 
-    def differentiate(self, update, batch, *, at=None, by_term=False):
+    def differentiate(self, update, batch, *, at=None, by_term=False, state=()):
         """The plain gradients of an update, free of any loss scale.
 
         Args:
@@ -312,22 +318,25 @@ class StepModel(PersistentModel):
             at: None, or tensors to take in the place of the values of `update.variables`. What
                 the forward pass changes, such as moving statistics, is then dropped.
             by_term: returns a dict of term name to gradients rather than those of the sum.
+            state: pairs of a variable and the value it has where `at` is given, such as those
+                before an earlier evaluation, whose dropout this one is then to repeat.
 
         Returns:
             The gradients, one for each of `update.variables` or None where it has none; and the
             `Objective` they were taken of.
         """
         scale = loss_scale(self.optimizers[update.name])
-        with tf.GradientTape(persistent=by_term) as tape:
+        # Watching the sources alone saves the backward pass of all that is not trained here.
+        with tf.GradientTape(persistent=by_term, watch_accessed_variables=False) as tape:
             if at is None:
                 sources = update.variables
+                tape.watch([variable.value for variable in sources])
                 objective = update.objective(batch, True)
             else:
                 sources = at
                 tape.watch(sources)
-                objective = self._without_effects(
-                    update.objective, batch, zip(update.variables, at)
-                )
+                with self._without_effects([*state, *zip(update.variables, at)]):
+                    objective = update.objective(batch, True)
             losses = objective.terms if by_term else {"loss": objective.total}
             losses = {
                 name: scaled(replicas.share(tf.cast(loss, keras.config.floatx())), scale)
@@ -368,19 +377,20 @@ class StepModel(PersistentModel):
         values["loss"] = objective.total
         for name, tracker in self._trackers.items():
             if name in values:
-                tracker.update_state(values[name], sample_weight=batch.size)
+                # A replica whose part of the last batch is empty has no mean.
+                value = tf.where(tf.greater(batch.size, 0), values[name], 0)
+                tracker.update_state(value, sample_weight=batch.size)
         if objective.y_pred is not None:
             self.compute_metrics(
                 batch.x, batch.y, objective.y_pred, sample_weight=batch.sample_weight
             )
         return self.get_metrics_result()
 
-    def _without_effects(self, objective, batch, values=()):
-        """An objective of a batch, with other values of variables, that changes no variable."""
+    def _without_effects(self, values=()):
+        """A scope in which no variable changes, and some may have other values."""
         # Keras looks for the value of every regularized variable in the scope.
         current = ((variable, variable.value) for variable in self.trainable_weights)
-        with keras.StatelessScope([*current, *values], collect_losses=True):
-            return objective(batch, True)
+        return keras.StatelessScope([*current, *values], collect_losses=True)
 
     def _descend(self, update, batch):
         optimizer = self.optimizers[update.name]
@@ -389,9 +399,12 @@ class StepModel(PersistentModel):
             optimizer.learning_rate = self._schedules[update.name](step)
         with update.kept(at_rest=overwrites_weights(optimizer)):
             if self._skip_nonfinite:
-                return self._descend_if_finite(update, batch)
-            gradients, objective = self.gradients(update, batch)
-            self._apply(update, *gradients)
+                objective = self._descend_if_finite(update, batch)
+            else:
+                gradients, objective = self.gradients(update, batch)
+                self._apply(update, *gradients)
+        if update.name in self._schedules:
+            self._schedules[update.name].observe(objective)
         return objective
 
     def _descend_if_finite(self, update, batch):
@@ -401,10 +414,21 @@ class StepModel(PersistentModel):
         variables.restore(before, itertools.repeat(~finite))
         apply = functools.partial(self._apply, update)
         if isinstance(self.optimizers[update.name], keras.optimizers.LossScaleOptimizer):
-            apply(*gradients)  # it skips the step itself, and has to see why
+            # It skips the step itself, and lowers its scale, where it sees that on its replica.
+            spoiled = tf.where(finite, 1.0, math.nan)
+            apply(*(scaled(gradient, spoiled) for gradient in gradients))
         else:
             replicas.cond(finite, apply, lambda *gradients: None, *gradients)
-        self._count("nonfinite", update, ~finite)
+        return _nan_unless(finite, objective)
+
+    def _rest(self, update, batch):
+        with self._without_effects() as scope:
+            objective = update.objective(batch, True)
+        for variable in self.metrics_variables:  # the objective was measured, by its metrics too
+            if (value := scope.get_current_value(variable)) is not None:
+                variable.assign(value)
+        if self._skip_nonfinite:
+            return _nan_unless(replicas.every(all_finite([objective.total])), objective)
         return objective
 
     def _apply(self, update, *gradients):
@@ -467,9 +491,10 @@ class StepModel(PersistentModel):
                 update descends in the steps where it holds; in the others its objective is
                 evaluated only. `step` is a float32 scalar, the number of steps done. The share of
                 the steps where it held is logged as `active`, or `active_<update>`.
-            skip_nonfinite: leaves the model as it was where the objective or a gradient is not
-                finite. How often that happened in an epoch is logged as `nonfinite`, or
-                `nonfinite_<update>`.
+            skip_nonfinite: skips an update where its objective or a gradient is not finite, on
+                one replica at least: weights, statistics, optimizer and metrics stay as they
+                were. How often that happened in an epoch is logged as `nonfinite`, or
+                `nonfinite_<update>`. `after_step` and the updates of other variables run on.
             auto_scale_loss: wraps every optimizer in a `LossScaleOptimizer` where a layer
                 computes in float16.
             **kwargs: all other arguments of `keras.Model.compile`, by name.
@@ -511,6 +536,7 @@ class StepModel(PersistentModel):
             optimizer = OptimizerGroup(optimizers, self.updates)
         super().compile(optimizer, loss, metrics=metrics, auto_scale_loss=False, **kwargs)
         tracked = ("loss", *self.terms) if len(updates) == 1 else self.terms
+        self._check_names_differ(tracked)
         trackers = {name: keras.metrics.Mean(name=name) for name in tracked}
         self._trackers = types.MappingProxyType(trackers)
         counters = [keras.metrics.Mean(self._label("active", name)) for name in conditions]
@@ -565,6 +591,16 @@ class StepModel(PersistentModel):
         keras_metrics = [metric for metric in super().metrics if metric.name != "loss"]
         return [*self._trackers.values(), *keras_metrics, *self._counters.values()]
 
+    def _check_names_differ(self, tracked):
+        """Raises a `ValueError` where a metric of the model has the name of a term."""
+        names = [metric.name for metric in super().metrics]
+        for name in tracked:
+            if names.count(name) > (name == "loss"):  # Keras has one of that name itself
+                raise ValueError(
+                    f"A metric of {type(self).__name__} has the name of a term. Expected names "
+                    f"that differ; received '{name}' twice. Rename the metric or the term."
+                )
+
     def _is_made_of_built_layers(self):
         builds_itself = type(self).build is not keras.Model.build
         return not builds_itself and self.layers and all(layer.built for layer in self.layers)
@@ -587,9 +623,8 @@ class StepModel(PersistentModel):
         """The name under which a quantity of an update is logged."""
         return quantity if len(self.updates()) == 1 else f"{quantity}_{update_name}"
 
-    def _count(self, quantity, update, happened):
-        counter = self._counters[self._label(quantity, update.name)]
-        counter.update_state(tf.cast(happened, tf.float32))
+    def _count(self, quantity, update, value):
+        self._counters[self._label(quantity, update.name)].update_state(value)
 
     def _get_metrics_result_or_logs(self, logs):
         # Keras asks this at the end of an epoch. Its own answer falls back to the logs of the
@@ -620,6 +655,25 @@ class StepModel(PersistentModel):
                 except Exception as failure:
                     error.add_note(f"{type(callback).__name__} failed after it: {failure!r}")
             raise
+
+
+def _nan_unless(finite, objective):
+    """An objective that all who look at it pass over, on every replica, unless it is `finite`."""
+    dtype = keras.config.floatx()
+    terms = {k: tf.where(finite, tf.cast(v, dtype), math.nan) for k, v in objective.terms.items()}
+    return objective._replace(terms=terms)
+
+
+def _with_masks(objective):
+    """An objective and the masks that Keras has put on its predictions, which `tf.cond` loses."""
+    outputs = keras.tree.flatten(objective.y_pred)
+    return objective, [getattr(output, "_keras_mask", None) for output in outputs]
+
+
+def _attach_masks(objective, masks):
+    for tensor, mask in zip(keras.tree.flatten(objective.y_pred), masks):
+        if mask is not None:
+            tensor._keras_mask = mask
 
 
 def _symbol(tensor):
