@@ -15,8 +15,9 @@ import textwrap
 import keras
 import numpy as np
 
-from customstep import __version__, grids, latents, pictures
+from customstep import __version__, datasets, grids, latents, pictures
 from customstep.files import atomic_path
+from customstep.inspection import inspect
 
 __all__ = ["main"]
 
@@ -135,7 +136,43 @@ examples:
     parser.set_defaults(run=_run_grid, parser=parser)
 
 
-COMMANDS = (_grid,)
+def _inspect(commands):
+    """Adds `customstep inspect`."""
+    parser = commands.add_parser(
+        "inspect",
+        help="tell what one training step of a saved model does",
+        description="Tell what one training step of a saved model does: its terms, gradients,\n"
+        "learning rates, which networks move, the time of each part, and the mistakes\n"
+        "that can be seen. The file stays as it is.",
+        epilog="""\
+examples:
+  customstep inspect gan.keras
+      a step on 32 images of the embedded data set
+  customstep inspect gan.keras --batch-size 8 --split test
+      a step on 8 images of the embedded test set
+""",
+    )
+    parser.add_argument("model", metavar="MODEL.keras", type=pathlib.Path, help="the saved model")
+    parser.add_argument(
+        "--dataset",
+        default="fashion_mini",
+        metavar="NAME",
+        help="a TFDS name or a folder of images (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--split", default="train", metavar="S", help="of the data set (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=_whole(1),
+        default=32,
+        metavar="N",
+        help="images in the step (default: %(default)s)",
+    )
+    parser.set_defaults(run=_run_inspect, parser=parser)
+
+
+COMMANDS = (_grid, _inspect)
 
 
 def _run_grid(arguments):
@@ -168,27 +205,63 @@ def _run_grid(arguments):
     print(f"{arguments.out}: {width} x {height} pixels, {rows * cols} images")
 
 
-def _load_gan(path):
-    if not path.is_file():
-        received = "a folder" if path.is_dir() else "a path that does not exist"
+def _run_inspect(arguments):
+    model = _load_model(arguments.model)
+    if not model.compiled:
         raise ValueError(
-            f"There is no model '{path}'. Expected a .keras file; received {received}. Pass the "
-            f"file that `gan.save(...)` or `ModelCheckpoint` wrote."
+            f"The model '{arguments.model}' has no training step. Expected a model saved after "
+            f"`compile`, of functions that are registered; received one that is not compiled. "
+            f"Compile it before `model.save(...)`."
         )
+    image_range = getattr(model, "image_range", (-1.0, 1.0))
+    data = datasets.load_images(
+        arguments.dataset,
+        arguments.split,
+        batch_size=arguments.batch_size,
+        image_range=image_range,
+        shuffle=False,
+    )
+    images, labels = next(iter(data))
     try:
-        gan = _load(path)
-    except Exception as error:  # Keras, zipfile and h5py raise all kinds
-        raise ValueError(
-            f"The model '{path}' cannot be loaded. Expected a .keras file of registered classes; "
-            f"received {textwrap.shorten(f'{type(error).__name__}: {error}', 200)} Pass the file "
-            f"that `gan.save(...)` wrote."
-        ) from error
+        report = inspect(model, (images, labels), verbose=False)
+    except Exception as error:
+        try:  # not every model takes labels
+            report = inspect(model, images, verbose=False)
+        except Exception:
+            raise ValueError(
+                f"The step of '{arguments.model}' fails on this data. Expected a model of images "
+                f"{tuple(images.shape)}, with or without labels; received "
+                f"{textwrap.shorten(f'{type(error).__name__}: {error}', 200)} Pass the --dataset "
+                f"that the model was trained on."
+            ) from error
+    print(report)
+
+
+def _load_gan(path):
+    gan = _load_model(path)
     if not all(hasattr(gan, name) for name in ("latents", "sample", "image_range")):
         raise ValueError(
             f"The model '{path}' is not a GAN. Expected one with `latents`, `sample` and "
             f"`image_range`; received {type(gan).__name__}. Pass a saved `customstep.GAN`."
         )
     return gan
+
+
+def _load_model(path):
+    if not path.is_file():
+        received = "a folder" if path.is_dir() else "a path that does not exist"
+        raise ValueError(
+            f"There is no model '{path}'. Expected a .keras file; received {received}. Pass the "
+            f"file that `model.save(...)` or `ModelCheckpoint` wrote."
+        )
+    try:
+        return _load(path)
+    except Exception as error:  # Keras, zipfile and h5py raise all kinds
+        raise ValueError(
+            f"The model '{path}' cannot be loaded. Expected a .keras file of registered classes; "
+            f"received {textwrap.shorten(f'{type(error).__name__}: {error}', 200)} Pass the file "
+            f"that `model.save(...)` wrote."
+        ) from error
 
 
 def _load(path):

@@ -335,7 +335,8 @@ class StepModel(PersistentModel):
             else:
                 sources = at
                 tape.watch(sources)
-                with self._without_effects([*state, *zip(update.variables, at)]):
+                values = [*state, *zip(update.variables, at)]
+                with variables.without_effects(self.variables, values):
                     objective = update.objective(batch, True)
             losses = objective.terms if by_term else {"loss": objective.total}
             losses = {
@@ -386,12 +387,6 @@ class StepModel(PersistentModel):
             )
         return self.get_metrics_result()
 
-    def _without_effects(self, values=()):
-        """A scope in which no variable changes, and some may have other values."""
-        # Keras looks for the value of every regularized variable in the scope.
-        current = ((variable, variable.value) for variable in self.trainable_weights)
-        return keras.StatelessScope([*current, *values], collect_losses=True)
-
     def _descend(self, update, batch):
         optimizer = self.optimizers[update.name]
         if update.name in self._schedules:
@@ -422,7 +417,7 @@ class StepModel(PersistentModel):
         return _nan_unless(finite, objective)
 
     def _rest(self, update, batch):
-        with self._without_effects() as scope:
+        with variables.without_effects(self.variables) as scope:
             objective = update.objective(batch, True)
         for variable in self.metrics_variables:  # the objective was measured, by its metrics too
             if (value := scope.get_current_value(variable)) is not None:

@@ -1,8 +1,9 @@
-"""The values of variables at one moment of a step, to go back to."""
+"""The values of variables within a step: to go back to them, or to leave them alone."""
 
+import keras
 import tensorflow as tf
 
-__all__ = ["restore", "snapshot"]
+__all__ = ["restore", "snapshot", "without_effects"]
 
 
 def snapshot(variables):
@@ -19,3 +20,20 @@ def restore(values, masks):
     """
     for (variable, value), mask in zip(values, masks):
         variable.assign(tf.where(mask, value, variable.value))
+
+
+def without_effects(variables, values=()):
+    """A scope in which no variable changes.
+
+    Unlike a bare `keras.StatelessScope` it works inside another one, whose values it takes over,
+    and for variables that have a regularizer.
+
+    Args:
+        variables: all that are used within.
+        values: pairs of a variable and the tensor that is its value within.
+
+    Returns:
+        `keras.StatelessScope`.
+    """
+    current = ((variable, variable.value) for variable in variables)
+    return keras.StatelessScope([*current, *values], collect_losses=True)

@@ -159,14 +159,14 @@ def test_no_command_is_a_mistake_of_one_line(capsys):
     assert "COMMAND" in mistake(capsys)
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["grid", "--help"]])
+@pytest.mark.parametrize("argv", [["--help"], ["grid", "--help"], ["inspect", "--help"]])
 def test_help_describes_in_80_columns(capsys, monkeypatch, argv):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as caught:
         main(argv)
     text = capsys.readouterr().out
     assert caught.value.code == 0
-    assert "customstep grid" in text or "draw a sheet" in text
+    assert f"customstep {argv[0]}" in text or "draw a sheet" in text
     assert max(map(len, text.splitlines())) <= 80
 
 
@@ -187,3 +187,65 @@ def test_version_is_the_package_version(capsys):
         main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"customstep {customstep.__version__}\n"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a GAN, a classifier that takes labels, and a model that is not compiled."""
+    folder = tmp_path_factory.mktemp("trained")
+    inputs = keras.Input((28, 28, 1))
+    logits = layers.Dense(10)(layers.Flatten()(inputs))
+    classifier = customstep.StepModel(inputs, logits)
+    classifier.save(folder / "untrained.keras")
+    classifier.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    classifier.save(folder / "classifier.keras")
+    latents = keras.Input((2,))
+    images = layers.Reshape((28, 28, 1))(layers.Dense(784)(latents))
+    logit = layers.Dense(1)(layers.Flatten()(inputs))
+    gan = customstep.GAN(keras.Model(latents, images), keras.Model(inputs, logit), 2)
+    gan.compile({"discriminator": "adam", "generator": "adam"})
+    gan.save(folder / "gan.keras")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "model, update", [("gan.keras", "generator: Adam"), ("classifier.keras", "model: SGD")]
+)
+def test_inspect_prints_the_report_and_leaves_the_file(trained, capsys, model, update):
+    before = (trained / model).read_bytes()
+    main(["inspect", str(trained / model), "--split", "test", "--batch-size", "4"])
+    text, errors = capsys.readouterr()
+    assert "on a batch of 4" in text and update in text and errors == ""
+    assert (trained / model).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "model, options, line",
+    [
+        ("nothing.keras", "", "There is no model .*received a path that does not exist"),
+        ("untrained.keras", "", "has no training step. Expected .*; received .*Compile"),
+        ("classifier.keras", "--split nothing", "no images in the split 'nothing'"),
+        ("classifier.keras", "--dataset nothing", "no data set 'nothing'"),
+        ("classifier.keras", "--batch-size 0", "argument --batch-size: expected.*received '0'"),
+        ("small.keras", "", "step of .* fails on this data. Expected .*; received .*Pass"),
+    ],
+)
+def test_mistake_of_inspect_is_one_line(trained, capsys, model, options, line):
+    small = keras.Input((4, 4, 1))
+    small = customstep.StepModel(small, layers.Dense(1)(layers.Flatten()(small)))
+    small.compile("sgd", "mse")
+    small.save(trained / "small.keras")
+    error = mistake(capsys, "inspect", trained / model, *options.split())
+    assert error.startswith("customstep inspect: error: ")
+    assert re.search(line, error)
+
+
+def test_every_example_of_the_help_of_inspect_runs(trained, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        main(["inspect", "--help"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    examples = [words[1:] for words in lines if words[:2] == ["customstep", "inspect"]]
+    assert len(examples) >= 2
+    monkeypatch.chdir(trained)
+    for argv in examples:
+        main(argv)

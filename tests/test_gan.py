@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from customstep import GAN, Batch, losses
+from customstep import GAN, Batch, losses, variables
 from tests.descriptors import (
     CLASSES,
     IMAGES,
@@ -17,6 +17,7 @@ from tests.descriptors import (
     gan,
     gan_compiled,
     generator,
+    wgan_gp,
 )
 
 
@@ -347,3 +348,20 @@ def test_evaluation_draws_other_noise_for_every_batch():
         for n in (8, 16)
     ]
     assert means[0] != pytest.approx(means[1])
+
+
+def test_gradients_elsewhere_include_those_of_the_penalty():
+    """At the very same weights they are the same, the noise included."""
+    gan = wgan_gp()
+    gan.compile(**gan_compiled())
+    update, batch = gan.updates()[0], Batch(tf.constant(IMAGES[:8]))
+    state = variables.snapshot(gan.variables)
+    here, _ = gan.differentiate(update, batch, by_term=True)
+    at = [tf.identity(variable.value) for variable in update.variables]
+    there, _ = gan.differentiate(update, batch, at=at, by_term=True, state=state)
+    assert any(g is not None and np.any(g != 0) for g in here["gradient_penalty"])
+    for name, gradients in here.items():
+        for a, b in zip(gradients, there[name]):
+            assert (a is None) == (b is None)  # the last bias has none of the penalty
+            if a is not None:
+                np.testing.assert_allclose(a, b, atol=1e-6, err_msg=name)

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from customstep import noise
+from customstep import noise, variables
 from customstep.losses import AdversarialLoss, NonSaturating
 from customstep.step import Objective, StepModel, Update
 
@@ -114,14 +114,14 @@ class GAN(StepModel):
         """How well the discriminator tells real images from generated ones, and its penalties."""
         real, labels = tf.cast(batch.x, tf.float32), self._labels(batch)
         latents = self._draw_latents(batch.size, training, use=0)
-        with keras.StatelessScope():  # the generator's own update moves its statistics
+        with variables.without_effects(self.generator.variables):  # it has its own update
             fake = self.generator(_inputs(latents, labels), training=training)
         fake = tf.stop_gradient(tf.cast(fake, tf.float32))
         real_logits = self.discriminator(_inputs(real, labels), training=training)
         fake_logits = self.discriminator(_inputs(fake, labels), training=training)
 
         def critic(images):
-            with keras.StatelessScope():
+            with variables.without_effects(self.discriminator.variables):
                 return self.discriminator(_inputs(images, labels), training=training)
 
         loss = self.loss.discriminator(real_logits, fake_logits, batch.sample_weight)
@@ -136,7 +136,7 @@ class GAN(StepModel):
         labels = self._labels(batch)
         latents = self._draw_latents(batch.size, training, use=1)
         fake = self.generator(_inputs(latents, labels), training=training)
-        with keras.StatelessScope():  # the discriminator's own update moves its statistics
+        with variables.without_effects(self.discriminator.variables):  # so has it
             fake_logits = self.discriminator(_inputs(fake, labels), training=training)
             real_logits = None
             if self.loss.relativistic:
