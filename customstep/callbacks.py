@@ -1,4 +1,4 @@
-"""Callbacks that show a training run; they observe it and change nothing of it."""
+"""Callbacks: `SampleGrid` shows a training run, `Unfreeze` says from when on a layer trains."""
 
 import pathlib
 import re
@@ -7,10 +7,10 @@ import keras
 import numpy as np
 from PIL import Image
 
-from customstep import grids, pictures
+from customstep import grids, pictures, selection
 from customstep.checks import check_integer
 
-__all__ = ["SampleGrid"]
+__all__ = ["SampleGrid", "Unfreeze"]
 
 
 class SampleGrid(keras.callbacks.Callback):
@@ -144,3 +144,56 @@ class SampleGrid(keras.callbacks.Callback):
                 sheets[int(match[1])] = path
         return sheets
 
+
+class Unfreeze(keras.callbacks.Callback):
+    """Gradual unfreezing: from given epochs on, frozen parts of a model train again.
+
+    Use it with `PartiallyFrozen` to train a new head first and the layers below it later (Howard
+    and Ruder 2018, arXiv:1801.06146, section 3.3). The optimizer keeps the state it has. The step
+    is traced again at each of these epochs. A run that continues with `fit(initial_epoch=...)` or
+    `BackupAndRestore` first unfreezes what is due by then.
+
+    Args:
+        epochs: dict of epoch, counted from 0 as Keras's `initial_epoch`, to what trains from its
+            start on, as for `PartiallyFrozen.unfreeze`: a glob over variable paths, a layer, a
+            `selection.Part`, or a list of these.
+
+    Raises:
+        ValueError: an epoch is out of its range; or, before the first step of `fit`, the model is
+            not built or one of `epochs` matches nothing in it.
+        TypeError: in `fit`, the model has no `unfreeze`.
+
+    Example:
+
+        model.fit(images, labels, epochs=9, callbacks=[Unfreeze({3: "block2/*", 6: "*"})])
+    """
+
+    def __init__(self, epochs):
+        super().__init__()
+        for epoch in epochs:
+            check_integer("epoch", epoch, 0)
+        self.epochs = dict(epochs)
+        self._done = -1  # the last epoch whose changes were made in this run
+
+    def on_train_begin(self, logs=None):
+        self._done = -1
+        if not hasattr(self.model, "unfreeze"):
+            raise TypeError(
+                "Unfreeze cannot unfreeze anything of this model. Expected one with `unfreeze`, "
+                f"such as PartiallyFrozen; received {type(self.model).__name__}. Remove the "
+                "callback, or derive the model from PartiallyFrozen."
+            )
+        if not self.model.built:
+            raise ValueError(
+                "Unfreeze cannot look for what it is to unfreeze. Expected a model whose variables "
+                f"exist; received '{self.model.name}', which is not built. Call it on a batch "
+                "before `fit`."
+            )
+        for what in self.epochs.values():  # a mistake is to be found before hours of training
+            selection.select(self.model, what)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        due = [what for first, what in self.epochs.items() if self._done < first <= epoch]
+        self._done = epoch
+        if due:
+            self.model.unfreeze(due)

@@ -12,3 +12,18 @@ def check_integer(name, value, low, high=math.inf):
             f"`{name}` is out of its range. Expected a whole number {limits}; received {value!r}. "
             f"Pass, for example, {name}={low}."
         )
+
+
+def check_number(name, value, interval):
+    """Raises a `ValueError` unless `value` is a number in `interval`, such as "[0, 1)"."""
+    low, high = map(float, interval[1:-1].split(","))
+    inside = (
+        isinstance(value, numbers.Real)
+        and (low < value or (low == value and interval[0] == "["))
+        and (value < high or (value == high and interval[-1] == "]"))
+    )
+    if not inside:
+        raise ValueError(
+            f"`{name}` is out of its range. Expected a number in {interval}; received {value!r}. "
+            "Correct the number."
+        )

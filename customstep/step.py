@@ -2,17 +2,15 @@
 
 `Batch` is what comes in, `Objective` what is minimized, `Update` who is trained on it, and
 `StepModel` the `keras.Model` whose step runs the updates one after another. A template overrides a
-few methods of `StepModel`; saving, evaluation, replicas, mixed precision and exact logs are here.
+few methods of `StepModel`. What surrounds the step is in `compiling.py`: `compile`, logs and `fit`.
 """
 
 import contextlib
 import dataclasses
 import functools
-import inspect
 import itertools
 import math
 import operator
-import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,21 +20,8 @@ import tensorflow as tf
 
 from customstep import replicas, variables
 from customstep.checks import check_integer
-from customstep.optimizers import (
-    OptimizerGroup,
-    all_finite,
-    by_update,
-    check_rates_are_fixed,
-    loss_scale,
-    methods_by_update,
-    optimizers_by_update,
-    overwrites_weights,
-    scaled,
-    schedules_by_update,
-    unscaled,
-    with_loss_scale,
-)
-from customstep.saving import PersistentModel, SavedVariables
+from customstep.compiling import CompiledModel
+from customstep.optimizers import all_finite, loss_scale, overwrites_weights, scaled, unscaled
 
 __all__ = ["Batch", "Objective", "StepModel", "Update"]
 
@@ -151,7 +136,7 @@ class Update:
 
 
 @keras.saving.register_keras_serializable("customstep")
-class StepModel(PersistentModel):
+class StepModel(CompiledModel):
     """A `keras.Model` whose training step is a tuple of updates.
 
     Use it as it is, and it is `keras.Model`, bit for bit. Override the methods under "Override
@@ -175,11 +160,6 @@ class StepModel(PersistentModel):
     """
 
     terms: tuple[str, ...] = ()
-
-    # Read-only mappings, because Keras would track, and save, what a dict holds.
-    _trackers = _counters = _compile_arguments = types.MappingProxyType({})
-    _schedules = _conditions = _gradient_methods = types.MappingProxyType({})
-    _skip_nonfinite = False
 
     # -- Override these ---------------------------------------------------------------------
 
@@ -431,6 +411,11 @@ class StepModel(PersistentModel):
         scale = loss_scale(optimizer)
         optimizer.apply([scaled(gradient, scale) for gradient in gradients], update.variables)
 
+    @property
+    def _trains_all_at_once(self):
+        """Whether there is one update of all variables, as Keras has it."""
+        return type(self).updates is StepModel.updates
+
     def _receive(self, data, training):
         batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
         batch = self.preprocess(batch, training=training)
@@ -453,203 +438,6 @@ class StepModel(PersistentModel):
         preprocess = tf.function(lambda: self.preprocess(batch, training=False))
         batch = preprocess.get_concrete_function().structured_outputs
         self._symbolic_build(data_batch=tuple(batch))
-
-    # -- Compiling --------------------------------------------------------------------------
-
-    def compile(
-        self,
-        optimizer="rmsprop",
-        loss=None,
-        metrics=None,
-        *,
-        schedule_lr=None,
-        gradients=None,
-        when=None,
-        skip_nonfinite=False,
-        auto_scale_loss=True,
-        **kwargs,
-    ):
-        """Configures the model for training, as `keras.Model.compile` does.
-
-        Args:
-            optimizer: an optimizer or its name, or a dict of update name to one for each update.
-            loss: as in Keras.
-            metrics: as in Keras.
-            schedule_lr: a callable `step -> learning rate` that sets the rate before every
-                descent, or a dict of update name to one. `step` is a float32 scalar, the number
-                of descents its optimizer has done. The rate in force is logged as
-                `learning_rate`, or `learning_rate_<update>` where there are several updates.
-            gradients: what is done to the gradients before the optimizer has them: one of the
-                methods in `customstep.gradients` or a list of them, the first nearest to the loss,
-                or a dict of update name to such.
-            when: a condition, a callable `step -> bool`, or a dict of update name to one. The
-                update descends in the steps where it holds; in the others its objective is
-                evaluated only. `step` is a float32 scalar, the number of steps done. The share of
-                the steps where it held is logged as `active`, or `active_<update>`.
-            skip_nonfinite: skips an update where its objective or a gradient is not finite, on
-                one replica at least: weights, statistics, optimizer and metrics stay as they
-                were. How often that happened in an epoch is logged as `nonfinite`, or
-                `nonfinite_<update>`. `after_step` and the updates of other variables run on.
-            auto_scale_loss: wraps every optimizer in a `LossScaleOptimizer` where a layer
-                computes in float16.
-            **kwargs: all other arguments of `keras.Model.compile`, by name.
-
-        Raises:
-            ValueError: the names of optimizers, schedules, methods or conditions are not those
-                of the updates.
-            TypeError: a schedule, a method or a condition is not callable.
-        """
-        arguments = dict(kwargs, optimizer=optimizer, loss=loss, metrics=metrics)
-        arguments.update(
-            schedule_lr=schedule_lr,
-            gradients=gradients,
-            when=when,
-            skip_nonfinite=skip_nonfinite,
-            auto_scale_loss=auto_scale_loss,
-        )
-        if isinstance(self.terms, str):
-            raise TypeError(
-                f"The terms of {self.__class__.__name__} are not a tuple. Expected a tuple of "
-                f"names; received {self.terms!r}. Write `terms = ({self.terms!r},)`."
-            )
-        if not self.built and self._is_made_of_built_layers():
-            self.built = True
-        updates = self.updates()
-        names = [update.name for update in updates]
-        optimizers = optimizers_by_update(names, optimizer)
-        schedules = schedules_by_update("schedule_lr", schedule_lr, names)
-        check_rates_are_fixed(schedules, optimizers)
-        conditions = schedules_by_update("when", when, names)
-        methods = methods_by_update(gradients, names)
-        if auto_scale_loss and any(
-            layer.compute_dtype == "float16" for layer in self._flatten_layers()
-        ):
-            optimizers = {name: with_loss_scale(one) for name, one in optimizers.items()}
-        if type(self).updates is StepModel.updates:
-            [optimizer] = optimizers.values()  # over all variables, as Keras expects
-        else:
-            optimizer = OptimizerGroup(optimizers, self.updates)
-        super().compile(optimizer, loss, metrics=metrics, auto_scale_loss=False, **kwargs)
-        tracked = ("loss", *self.terms) if len(updates) == 1 else self.terms
-        self._check_names_differ(tracked)
-        trackers = {name: keras.metrics.Mean(name=name) for name in tracked}
-        self._trackers = types.MappingProxyType(trackers)
-        counters = [keras.metrics.Mean(self._label("active", name)) for name in conditions]
-        if skip_nonfinite:
-            counters += [keras.metrics.Sum(self._label("nonfinite", name)) for name in names]
-        self._counters = types.MappingProxyType({metric.name: metric for metric in counters})
-        self._schedules, self._conditions, self._gradient_methods = schedules, conditions, methods
-        self._skip_nonfinite = skip_nonfinite
-        # In a tuple, which hides it from Keras, because it is no layer and no weight.
-        self._step_state = (_step_state(schedules, conditions),)
-        self._compile_arguments = types.MappingProxyType(arguments)
-        if self.built:  # Keras restores the state of built optimizers only
-            self._build_optimizers()
-
-    def get_compile_config(self):
-        return keras.saving.serialize_keras_object(dict(self._compile_arguments))
-
-    def compile_from_config(self, config):
-        self.compile(**keras.saving.deserialize_keras_object(config))
-
-    @property
-    def optimizers(self):
-        """Dict of update name to its optimizer."""
-        if not self.compiled:
-            return {}
-        if isinstance(self.optimizer, OptimizerGroup):
-            return dict(zip(self.optimizer.names, self.optimizer.optimizers))
-        return {update.name: self.optimizer for update in self.updates()}
-
-    @property
-    def steps(self):
-        """How many training steps were done since `compile`, an int."""
-        return int(self.step_state.variables["step"].numpy()) if self.compiled else 0
-
-    @property
-    def step(self):
-        """The number of steps done, a float32 scalar, for schedules and conditions in the graph."""
-        return tf.cast(self.step_state.variables["step"].value, tf.float32)
-
-    @property
-    def step_state(self):
-        """The step's number and the states of schedules; Keras finds and saves them here."""
-        return self._step_state[0]
-
-    @property
-    def examples(self):
-        """How many examples the running means hold, a float32 scalar; 0 before `compile`."""
-        return next((tracker.count for tracker in self._trackers.values()), tf.constant(0.0))
-
-    @property
-    def metrics(self):
-        keras_metrics = [metric for metric in super().metrics if metric.name != "loss"]
-        return [*self._trackers.values(), *keras_metrics, *self._counters.values()]
-
-    def _check_names_differ(self, tracked):
-        """Raises a `ValueError` where a metric of the model has the name of a term."""
-        names = [metric.name for metric in super().metrics]
-        for name in tracked:
-            if names.count(name) > (name == "loss"):  # Keras has one of that name itself
-                raise ValueError(
-                    f"A metric of {type(self).__name__} has the name of a term. Expected names "
-                    f"that differ; received '{name}' twice. Rename the metric or the term."
-                )
-
-    def _is_made_of_built_layers(self):
-        builds_itself = type(self).build is not keras.Model.build
-        return not builds_itself and self.layers and all(layer.built for layer in self.layers)
-
-    def _build_optimizers(self):
-        known = {update.name: list(update.known) for update in self.updates()}
-        if isinstance(self.optimizer, OptimizerGroup):
-            self.optimizer.build(known)
-        elif not self.optimizer.built:
-            self.optimizer.build(*known.values())
-
-    def _scheduled_rates(self):
-        rates = {name: self.optimizers[name].learning_rate for name in self._schedules}
-        return {
-            self._label("learning_rate", name): tf.convert_to_tensor(rate)
-            for name, rate in rates.items()
-        }
-
-    def _label(self, quantity, update_name):
-        """The name under which a quantity of an update is logged."""
-        return quantity if len(self.updates()) == 1 else f"{quantity}_{update_name}"
-
-    def _count(self, quantity, update, value):
-        self._counters[self._label(quantity, update.name)].update_state(value)
-
-    def _get_metrics_result_or_logs(self, logs):
-        # Keras asks this at the end of an epoch. Its own answer falls back to the logs of the
-        # last step for everything as soon as one of them, such as a rate, is not a metric.
-        exact = self.get_metrics_result()
-        return {name: exact.get(name, value) for name, value in logs.items()}
-
-    def fit(self, *args, **kwargs):
-        """`keras.Model.fit`; when it dies, callbacks with `on_train_interrupted` are told.
-
-        Raises:
-            ValueError: there are sample weights but no targets, a case that Keras ignores.
-        """
-        arguments = inspect.signature(super().fit).bind(*args, **kwargs).arguments
-        if arguments.get("sample_weight") is not None and arguments.get("y") is None:
-            raise ValueError(
-                "The sample weights would be ignored. Expected targets beside them, because Keras "
-                "drops weights that come without; received y=None. Pass `y`, which a GAN without "
-                "classes takes and does not look at, or a data set of (x, y, sample_weight)."
-            )
-        try:
-            return super().fit(*args, **kwargs)
-        except BaseException as error:
-            callbacks = arguments.get("callbacks")
-            for callback in getattr(callbacks, "callbacks", keras.tree.flatten(callbacks)):
-                try:
-                    getattr(callback, "on_train_interrupted", lambda error: None)(error)
-                except Exception as failure:
-                    error.add_note(f"{type(callback).__name__} failed after it: {failure!r}")
-            raise
 
 
 def _nan_unless(finite, objective):
@@ -675,14 +463,3 @@ def _symbol(tensor):
     if tensor is None:  # an optional input
         return None
     return keras.KerasTensor(tensor.shape, keras.backend.standardize_dtype(tensor.dtype))
-
-
-def _step_state(schedules, conditions):
-    step = keras.Variable(
-        0, dtype="int64", trainable=False, aggregation="only_first_replica", name="step"
-    )
-    state = {"step": step}
-    for kind, bound in (("schedule_lr", schedules), ("when", conditions)):
-        for update, schedule in bound.items():
-            state.update({f"{kind}/{update}/{k}": v for k, v in schedule.variables.items()})
-    return SavedVariables("step_state", state)

@@ -8,10 +8,15 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
-from keras import layers
-from keras.optimizers import SGD, Adam
+from keras import layers, ops
+from keras.optimizers import SGD, Adam, AdamW
 
-from customstep import GAN, Batch, Objective, StepModel, Update, losses
+from customstep import GAN, Batch, Objective, StepModel, Update, losses, processing
+from customstep.gradients import GradientCentralization, GradientSurgery, SharpnessAware
+from customstep.conditions import Above
+from customstep.schedules import LinearDecay, ReduceOnPlateau, WarmupCosine
+from customstep.selection import Part
+from customstep.templates import AuxiliaryLoss, PartiallyFrozen, Processed, ScheduledClassifier
 
 
 class Descriptor(NamedTuple):
@@ -35,7 +40,7 @@ class Descriptor(NamedTuple):
         """The model, compiled; the same weights and noise for the same seed."""
         keras.utils.set_random_seed(seed)
         model = self.create()
-        model.compile(**self.compiled(), **compile_arguments)
+        model.compile(**{**self.compiled(), **compile_arguments})
         return model
 
     def data(self):
@@ -51,9 +56,10 @@ def fit(model, descriptor, **arguments):
 
 
 def state(model):
-    """All that training changes: weights, random states, and every optimizer's own variables."""
-    optimizers = [v for one in model.optimizers.values() for v in one.variables]
-    return [np.array(keras.ops.convert_to_numpy(v)) for v in [*model.variables, *optimizers]]
+    """All that training changes: weights, random states, optimizers, and what schedules keep."""
+    kept = [v for one in model.optimizers.values() for v in one.variables]
+    kept += model.step_state.variables.values() if model.compiled else []
+    return [np.array(keras.ops.convert_to_numpy(v)) for v in [*model.variables, *kept]]
 
 
 def equal(a, b):
@@ -84,6 +90,14 @@ def classifier_compiled():
         metrics=["accuracy"],
         weighted_metrics=["accuracy"],
     )
+
+
+def scheduled_classifier():
+    return functional_classifier(ScheduledClassifier)
+
+
+def scheduled_classifier_compiled():
+    return dict(classifier_compiled(), schedule_lr=WarmupCosine(0.02, steps=12, warmup=0.25))
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -124,6 +138,63 @@ def two_heads():
         keras.Sequential([keras.Input((8,)), layers.Dense(3, dtype="float32")]),
         keras.Sequential([keras.Input((6,)), layers.Dense(1, dtype="float32")]),
     )
+
+
+@keras.saving.register_keras_serializable("tests")
+class DecibelError(keras.metrics.MeanSquaredError):
+    """Minus 10 log10 of the error of a whole set, which no mean over batches can give."""
+
+    def result(self):
+        return -10 * ops.log10(super().result())
+
+
+@keras.saving.register_keras_serializable("tests")
+class Perceptual(StepModel):
+    """Restores its input, judged by the input and by its features in a frozen network."""
+
+    terms = ("error", "perceptual", "shift")
+
+    def __init__(self, network, features, **kwargs):
+        super().__init__(**kwargs)
+        self.network = network
+        self.features = features
+        self.features.trainable = False
+        self.seen = keras.metrics.Sum(name="seen")
+        self.decibel = DecibelError(name="decibel")
+        self.area = keras.metrics.AUC(name="area")
+
+    def call(self, x, training=False):
+        return self.network(x, training=training)
+
+    def objective(self, batch, training):
+        x, y, weights = batch
+        restored = self(x, training=training)
+        found, wanted = (self.features(each, training=False) for each in (restored, x))
+        self.seen.update_state(ops.ones(batch.size))
+        self.decibel.update_state(wanted, found, weights)
+        self.area.update_state(y, level(found), weights)
+        weights = 1.0 if weights is None else weights
+        terms = {
+            "error": ops.mean(weights * ops.mean((restored - x) ** 2, axis=1)),
+            "perceptual": ops.mean(weights * ops.mean((found - wanted) ** 2, axis=1)),
+        }
+        return Objective(terms, logs={"shift": ops.mean(found - wanted)})
+
+
+def level(found):
+    """One of five scores: an AUC of so few levels does not depend on Keras's thresholds."""
+    return ops.round(4 * ops.sigmoid(found[:, 0])) / 4
+
+
+def perceptual(cls=Perceptual):
+    network = keras.Sequential([keras.Input((6,)), layers.Dense(6, dtype="float32")])
+    features = [keras.Input((6,)), layers.Dense(5, "tanh"), layers.BatchNormalization()]
+    features += [layers.Dropout(0.5), layers.Dense(2, dtype="float32")]
+    features = keras.Sequential(features)
+    *_, mean, variance = features.layers[1].weights
+    mean.assign([-0.2, -0.1, 0.0, 0.1, 0.2])
+    variance.assign([0.2, 0.4, 0.6, 0.8, 1.0])
+    return cls(network, features)
 
 
 def generator(num_classes=None):
@@ -177,14 +248,150 @@ def gan_compiled():
     return dict(optimizer={"discriminator": Adam(1e-3, 0.5), "generator": Adam(1e-3, 0.5)})
 
 
+def conditions_compiled():
+    """A discriminator that rests while it wins, a guard, and rates that fall on plateaus."""
+    return dict(
+        gan_compiled(),
+        when={"discriminator": Above("discriminator_loss", 1.6, smoothing=0.5)},
+        skip_nonfinite=True,
+        schedule_lr=ReduceOnPlateau(1e-3, patience=2, factor=0.5, min_delta=0.1, smoothing=0.5),
+    )
+
+
+def perceptual_compiled():
+    return dict(optimizer=Adam(0.01))
+
+
 def two_heads_compiled():
     return dict(optimizer={"main": Adam(0.01), "head": SGD(0.01, 0.9)}, metrics=["accuracy"])
 
 
+def auxiliary_loss():
+    """A functional graph with a head that is not the main one, on a shared body."""
+    inputs = keras.Input((6,))
+    x = layers.Dense(8, use_bias=False, kernel_regularizer="l2")(inputs)
+    x = layers.Dropout(0.2, seed=3)(layers.ReLU()(layers.BatchNormalization()(x)))
+    heads = {name: layers.Dense(n, dtype="float32")(x) for name, n in (("classes", 3), ("sum", 1))}
+    return AuxiliaryLoss(inputs=inputs, outputs=heads, main="classes")
+
+
+def auxiliary_loss_compiled():
+    return dict(
+        optimizer=Adam(0.01),
+        loss={
+            "classes": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            "sum": "mse",
+        },
+        loss_weights={"sum": LinearDecay(0.5, steps=6)},
+        metrics={"classes": "accuracy"},
+    )
+
+
+def partially_frozen():
+    """A frozen stem with batch norm, and a head of which some rows are frozen."""
+    inputs = keras.Input((6,))
+    x = layers.BatchNormalization()(layers.Dense(8, use_bias=False)(inputs))
+    stem = keras.Model(inputs, layers.ReLU()(x), name="stem")
+    x = layers.Dense(8, use_bias=False, kernel_regularizer="l2")(stem(inputs))
+    x = layers.Dropout(0.2, seed=3)(layers.ReLU()(layers.BatchNormalization()(x)))
+    outputs = layers.Dense(3, dtype="float32", name="head")(x)
+    freeze = ["stem/*", Part("head/kernel", rows=[0, 5])]
+    return PartiallyFrozen(inputs=inputs, outputs=outputs, freeze=freeze)
+
+
+def partially_frozen_compiled():
+    return dict(classifier_compiled(), optimizer=AdamW(0.01, weight_decay=0.1))
+
+
+def sharpness_aware_compiled():
+    return dict(classifier_compiled(), gradients=[SharpnessAware(), GradientCentralization()])
+
+
+@keras.saving.register_keras_serializable("tests")
+class TwoTerms(StepModel):
+    """Terms that conflict: being right, and being modest."""
+
+    terms = ("error", "size")
+
+    def objective(self, batch, training):
+        y_pred = self(batch.x, training=training)
+        error = keras.losses.sparse_categorical_crossentropy(batch.y, y_pred, from_logits=True)
+        return Objective({"error": keras.ops.mean(error), "size": keras.ops.mean(y_pred**2)}, y_pred)
+
+
+def two_terms():
+    return functional_classifier(TwoTerms)
+
+
+def gradient_surgery_compiled():
+    return dict(optimizer=Adam(0.01), gradients=GradientSurgery(), metrics=["accuracy"])
+
+
+def processed():
+    inputs = keras.Input((4, 4, 1))
+    x = layers.Conv2D(4, 3, activation="relu")(inputs)
+    outputs = layers.Dense(3, dtype="float32")(layers.Flatten()(x))
+    return Processed(
+        inputs=inputs,
+        outputs=outputs,
+        processors=[
+            processing.Normalize(0.1, 0.5),
+            processing.OneHot(3),
+            processing.RandomShift(1),
+            processing.RandomFlip(),
+            processing.Mixup(0.4),
+        ],
+        views=[processing.Flip()],
+    )
+
+
+def processed_compiled():
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    return dict(optimizer=Adam(0.01), loss=loss, metrics=["accuracy"])
+
+
 LABELLED = Batch(FEATURES, CLASSES)
 DESCRIPTORS = (
+    Descriptor(
+        "AuxiliaryLoss",
+        auxiliary_loss,
+        auxiliary_loss_compiled,
+        Batch(FEATURES, {"classes": CLASSES, "sum": FEATURES.sum(1, keepdims=True)}),
+        FEATURES[:5],
+    ),
+    Descriptor(
+        "ScheduledClassifier",
+        scheduled_classifier,
+        scheduled_classifier_compiled,
+        LABELLED,
+        FEATURES[:5],
+    ),
+    Descriptor(
+        "PartiallyFrozen",
+        partially_frozen,
+        partially_frozen_compiled,
+        LABELLED,
+        FEATURES[:5],
+    ),
     Descriptor("StepModel", functional_classifier, classifier_compiled, LABELLED, FEATURES[:5]),
+    Descriptor(
+        "StepModel-sharpness-aware",
+        functional_classifier,
+        sharpness_aware_compiled,
+        LABELLED,
+        FEATURES[:5],
+    ),
     Descriptor("TwoHeads", two_heads, two_heads_compiled, LABELLED, FEATURES[:5]),
+    Descriptor(
+        "TwoTerms-gradient-surgery",
+        two_terms,
+        gradient_surgery_compiled,
+        LABELLED,
+        FEATURES[:5],
+    ),
+    Descriptor(
+        "Perceptual", perceptual, perceptual_compiled, Batch(FEATURES, CLASSES % 2), FEATURES[:5]
+    ),
     Descriptor("GAN", gan, gan_compiled, Batch(IMAGES), LATENTS),
     Descriptor(
         "GAN-conditional",
@@ -194,4 +401,6 @@ DESCRIPTORS = (
         [LATENTS, CLASSES[:5]],
     ),
     Descriptor("GAN-wgan-gp", wgan_gp, gan_compiled, Batch(IMAGES), LATENTS),
+    Descriptor("GAN-conditions", gan, conditions_compiled, Batch(IMAGES), LATENTS),
+    Descriptor("Processed", processed, processed_compiled, Batch(IMAGES, CLASSES), IMAGES[:5]),
 )

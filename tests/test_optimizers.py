@@ -9,7 +9,22 @@ import pytest
 import tensorflow as tf
 from keras.optimizers import SGD, Adam
 
-from customstep.optimizers import OptimizerGroup, optimizers_by_update, schedules_by_update
+from customstep import Objective, Update
+from customstep.conditions import Above
+from customstep.optimizers import (
+    OptimizerGroup,
+    all_finite,
+    by_update,
+    check_rates_are_fixed,
+    loss_scale,
+    methods_by_update,
+    optimizers_by_update,
+    overwrites_weights,
+    scaled,
+    schedules_by_update,
+    unscaled,
+    with_loss_scale,
+)
 
 ONE = [tf.constant([1.0])]  # the gradient of one variable `(1,)`
 
@@ -24,6 +39,10 @@ def rates(group):
 
 def decay():
     return keras.optimizers.schedules.ExponentialDecay(0.1, decay_steps=10, decay_rate=0.5)
+
+
+def updates_of(**variables):
+    return lambda: tuple(Update(name, None, [one]) for name, one in variables.items())
 
 
 # The group
@@ -169,7 +188,7 @@ def averaging():
 
 def test_finalizing_overwrites_only_variables_of_averaging_members():
     x, y, other = variable(), variable(), variable(7)
-    group = OptimizerGroup({"a": averaging(), "b": SGD(1.0)})
+    group = OptimizerGroup({"a": averaging(), "b": SGD(1.0)}, updates_of(a=x, b=y))
     group.build({"a": [x], "b": [y]})
     for optimizer in group.optimizers:
         optimizer.apply(ONE)
@@ -183,7 +202,7 @@ def test_finalizing_overwrites_only_variables_of_averaging_members():
 
 def test_finalizing_gives_every_averaging_member_its_own_mean():
     x, y = variable(), variable(100)
-    group = OptimizerGroup({"a": averaging(), "b": averaging()})
+    group = OptimizerGroup({"a": averaging(), "b": averaging()}, updates_of(a=x, b=y))
     group.build({"a": [x], "b": [y]})
     for optimizer in group.optimizers:
         optimizer.apply(ONE)
@@ -194,7 +213,7 @@ def test_finalizing_gives_every_averaging_member_its_own_mean():
 
 def test_finalizing_without_averages_changes_nothing():
     x = variable(3)
-    group = OptimizerGroup({"a": SGD(1.0)})
+    group = OptimizerGroup({"a": SGD(1.0)}, updates_of(a=x))
     group.finalize_variable_values([x])  # not built
     group.build([x])
     group.finalize_variable_values([x])
@@ -310,74 +329,189 @@ def test_update_without_optimizer_is_refused(names):
         optimizers_by_update(names, {"a": None, "b": SGD()} if len(names) > 1 else None)
 
 
-# `schedules_by_update`
+# What `compile` takes by update
 
 
 def halve(step):
     return 0.5**step
 
 
-def pair():
-    return {"a": SGD(0.1), "b": SGD(0.4)}
+def test_one_value_is_for_all_updates_and_a_dict_for_those_it_names():
+    assert by_update("when", None, ["a", "b"]) == {}
+    assert by_update("when", halve, ["a", "b"]) == {"a": halve, "b": halve}
+    assert by_update("when", {"b": halve}, ["a", "b"]) == {"b": halve}
 
 
-def test_no_schedule_gives_no_schedules():
-    assert dict(schedules_by_update(["a", "b"], None, pair())) == {}
-    assert dict(schedules_by_update(["a", "b"], {}, pair())) == {}
-
-
-def test_one_schedule_serves_all_updates():
-    schedules = schedules_by_update(["a", "b"], halve, pair())
-    assert dict(schedules) == {"a": halve, "b": halve}
-
-
-def test_schedule_by_name_serves_that_update_only():
-    assert dict(schedules_by_update(["a", "b"], {"b": halve}, pair())) == {"b": halve}
-
-
-def test_keras_schedules_are_callables_too():
-    schedule = decay()
-    assert schedules_by_update(["a"], schedule, {"a": SGD()})["a"] is schedule
-
-
-def test_schedules_are_a_copy_and_read_only():
+def test_dict_by_update_is_a_copy():
     given = {"a": halve}
-    schedules = schedules_by_update(["a", "b"], given, pair())
+    result = by_update("when", given, ["a", "b"])
     given["b"] = halve
-    assert dict(schedules) == {"a": halve}
-    with pytest.raises(TypeError):
-        schedules["b"] = halve
+    assert result == {"a": halve}
 
 
-def test_schedule_of_an_unknown_update_is_refused():
+def test_name_that_is_no_updates_is_refused():
     message = (
-        r"`schedule_lr` names an update that does not exist\. Expected 'a', 'b'; received 'c'\. "
+        r"`when` names an update that does not exist\. Expected 'a', 'b'; received 'c'\. "
         r"Correct the name\."
     )
     with pytest.raises(ValueError, match=message):
-        schedules_by_update(["a", "b"], {"a": halve, "c": halve}, pair())
+        by_update("when", {"a": halve, "c": halve}, ["a", "b"])
+
+
+def test_no_schedule_gives_no_schedules():
+    assert dict(schedules_by_update("when", None, ["a", "b"])) == {}
+    assert dict(schedules_by_update("when", {}, ["a", "b"])) == {}
+
+
+@pytest.mark.parametrize("schedule, rate", [(halve, 0.125), (decay(), 0.1 * 0.5**0.3)])
+def test_schedules_are_called_with_the_step_and_keep_nothing(schedule, rate):
+    bound = schedules_by_update("schedule_lr", schedule, ["a", "b"])
+    assert list(bound) == ["a", "b"]
+    for one in bound.values():
+        assert float(one(3.0)) == pytest.approx(rate)
+        assert one.variables == {}
+
+
+def test_every_update_has_a_state_of_its_own():
+    bound = schedules_by_update("when", Above("loss", 1.0, smoothing=0.0), ["a", "b"])
+    bound["a"].observe(Objective({"x": tf.constant(0.5)}))
+    means = {name: float(one.variables["mean"].value) for name, one in bound.items()}
+    assert means == {"a": 0.5, "b": 0.0}
+    assert (bool(bound["a"](0.0)), bool(bound["b"](0.0))) == (False, True)
+
+
+def test_schedules_are_read_only():
+    schedules = schedules_by_update("schedule_lr", {"a": halve}, ["a", "b"])
+    with pytest.raises(TypeError):
+        schedules["b"] = halve
 
 
 @pytest.mark.parametrize("schedule", [0.1, {"a": 0.1}], ids=str)
 def test_schedule_that_is_a_number_is_refused(schedule):
     message = (
-        r"The schedule of 'a' cannot be called\. Expected a callable of the step; received 0\.1\. "
-        r"Pass a function `step -> learning rate`\."
+        r"`schedule_lr` of 'a' cannot be called\. Expected a callable of the step; received 0\.1\. "
+        r"Pass a function `step -> value`\."
     )
     with pytest.raises(TypeError, match=message):
-        schedules_by_update(["a", "b"], schedule, pair())
+        schedules_by_update("schedule_lr", schedule, ["a", "b"])
 
 
-@pytest.mark.parametrize("schedule", [halve, {"b": halve}], ids=["all", "one"])
-def test_second_schedule_beside_the_optimizers_own_is_refused(schedule):
+def pair():
+    return {"a": SGD(0.1), "b": SGD(decay())}
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["b"]], ids=str)
+def test_second_schedule_beside_the_optimizers_own_is_refused(names):
     message = (
         r"The optimizer of 'b' has a schedule already\. Expected a fixed `learning_rate` beside "
         r"`schedule_lr`; received a schedule\. Pass one of the two\."
     )
     with pytest.raises(ValueError, match=message):
-        schedules_by_update(["a", "b"], schedule, {"a": SGD(0.1), "b": SGD(decay())})
+        check_rates_are_fixed(dict.fromkeys(names, halve), pair())
 
 
 def test_schedule_beside_another_updates_own_is_accepted():
-    optimizers = {"a": SGD(0.1), "b": SGD(decay())}
-    assert dict(schedules_by_update(["a", "b"], {"a": halve}, optimizers)) == {"a": halve}
+    check_rates_are_fixed({"a": halve}, pair())
+
+
+# Gradient methods
+
+
+def method(compute, variables):
+    return compute()
+
+
+class First:
+    comes_first = True
+
+    def __call__(self, compute, variables):
+        return compute(by_term=True)
+
+
+def test_one_method_or_a_list_or_a_dict_give_tuples_by_update():
+    first = First()
+    assert dict(methods_by_update(None, ["a", "b"])) == {}
+    assert dict(methods_by_update(method, ["a", "b"])) == {"a": (method,), "b": (method,)}
+    assert dict(methods_by_update([first, method], ["a"])) == {"a": (first, method)}
+    assert dict(methods_by_update({"b": [method]}, ["a", "b"])) == {"b": (method,)}
+
+
+def test_method_that_cannot_be_called_is_refused():
+    message = r"method of 'a' cannot be called\. Expected an object such as .*; received 'sam'\."
+    with pytest.raises(TypeError, match=message):
+        methods_by_update(["sam"], ["a"])
+
+
+def test_method_that_has_to_be_first_is_refused_elsewhere():
+    message = (
+        r"method of 'a' is out of place\. Expected .*First.* first, because it looks at each term "
+        r"of the objective; received it at place 2\. Move it to the front of the list\."
+    )
+    with pytest.raises(ValueError, match=message):
+        methods_by_update([method, First()], ["a"])
+
+
+# Loss scales and finite numbers
+
+SPARSE = tf.IndexedSlices(tf.constant([[1.0, 2.0]]), tf.constant([1]), tf.constant([3, 2]))
+
+
+def test_optimizer_without_a_scale_changes_no_gradient():
+    gradient = tf.constant([1.0, 2.0])
+    assert loss_scale(SGD()) is None
+    assert scaled(gradient, None) is gradient
+    assert unscaled(gradient, None) is gradient
+    assert scaled(None, 2.0) is None and unscaled(None, 2.0) is None
+
+
+def test_scales_are_those_the_optimizers_divide_by():
+    assert loss_scale(SGD(loss_scale_factor=8.0)) == 8.0
+    optimizer = keras.optimizers.LossScaleOptimizer(SGD(), initial_scale=64.0)
+    optimizer.build([variable()])
+    assert float(loss_scale(optimizer)) == 64.0
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_unscaling_undoes_scaling(dtype):
+    gradient = tf.constant([0.25, -3.0], dtype)
+    there = scaled(gradient, 4.0)
+    assert there.dtype == dtype
+    np.testing.assert_array_equal(tf.cast(there, "float32"), [1.0, -12.0])
+    np.testing.assert_array_equal(tf.cast(unscaled(there, 4.0), "float32"), [0.25, -3.0])
+
+
+def test_unscaled_half_precision_keeps_what_the_scale_saved():
+    tiny = 2.0**-30  # float16 ends at 2 ** -24
+    gradient = unscaled(tf.constant([tiny * 2**15], tf.float16), tf.constant(2.0**15))
+    assert gradient.dtype == tf.float32
+    assert float(gradient[0]) == tiny
+
+
+def test_sparse_gradients_stay_sparse():
+    there = scaled(SPARSE, 4.0)
+    assert isinstance(there, tf.IndexedSlices)
+    np.testing.assert_array_equal(there.values, [[4.0, 8.0]])
+    np.testing.assert_array_equal(unscaled(there, 4.0).values, SPARSE.values)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_value_that_is_not_finite_is_found(value):
+    fine = [tf.ones((2, 2)), None, SPARSE]
+    assert bool(all_finite(fine))
+    assert not bool(all_finite([*fine, tf.constant([0.0, value], tf.float16)]))
+    assert not bool(all_finite([*fine, scaled(SPARSE, value)]))
+
+
+def test_only_averages_that_replace_the_weights_in_training_count():
+    often = SGD(use_ema=True, ema_overwrite_frequency=2)
+    assert not overwrites_weights(SGD())
+    assert not overwrites_weights(SGD(use_ema=True))
+    assert overwrites_weights(often)
+    assert overwrites_weights(with_loss_scale(often))
+
+
+def test_loss_scale_is_put_around_once():
+    inner = SGD()
+    wrapped = with_loss_scale(inner)
+    assert wrapped.inner_optimizer is inner
+    assert with_loss_scale(wrapped) is wrapped

@@ -1,5 +1,9 @@
 """The templates: one training step each."""
 
+from customstep.templates.auxiliary import AuxiliaryLoss
+from customstep.templates.classifier import ScheduledClassifier
+from customstep.templates.frozen import PartiallyFrozen
 from customstep.templates.gan import GAN
+from customstep.templates.processed import Processed
 
-__all__ = ["GAN"]
+__all__ = ["GAN", "AuxiliaryLoss", "PartiallyFrozen", "Processed", "ScheduledClassifier"]

@@ -16,28 +16,28 @@ def trained(descriptor):
     return model
 
 
-def continues_like(model, restored, descriptor):
-    for one in (model, restored):
-        fit(one, descriptor, epochs=1)
-    return equal(state(model), state(restored))
+def continues_to(reference, restored, descriptor):
+    """Whether a model of one epoch is after another where two epochs in one go lead."""
+    fit(restored, descriptor, epochs=1)
+    return equal(state(restored), reference[0])
 
 
-def test_loaded_model_goes_on_bit_for_bit(descriptor, tmp_path):
+def test_loaded_model_goes_on_bit_for_bit(descriptor, reference, tmp_path):
     model = trained(descriptor)
     model.save(tmp_path / "model.keras")
     restored = keras.models.load_model(tmp_path / "model.keras")
     assert type(restored).__name__ == type(model).__name__
     assert equal(state(model), state(restored))
-    assert continues_like(model, restored, descriptor)
+    assert continues_to(reference, restored, descriptor)
 
 
-def test_weights_file_restores_into_a_fresh_model(descriptor, tmp_path):
+def test_weights_file_restores_into_a_fresh_model(descriptor, reference, tmp_path):
     model = trained(descriptor)
     model.save_weights(tmp_path / "model.weights.h5")
     restored = descriptor.make(seed=1)
     assert not equal(state(model), state(restored))
     restored.load_weights(tmp_path / "model.weights.h5")
-    assert continues_like(model, restored, descriptor)
+    assert continues_to(reference, restored, descriptor)
 
 
 def test_tensorflow_checkpoint_restores_weights_and_optimizers(descriptor, tmp_path):
@@ -56,7 +56,8 @@ def test_model_is_saved_without_compile(descriptor, tmp_path):
     outputs = model.predict(descriptor.predicts, verbose=0)
     model.save(tmp_path / "model.keras")
     restored = keras.models.load_model(tmp_path / "model.keras")
-    assert np.array_equal(restored.predict(descriptor.predicts, verbose=0), outputs)
+    again = restored.predict(descriptor.predicts, verbose=0)
+    assert equal(keras.tree.flatten(again), keras.tree.flatten(outputs))
 
 
 def test_deep_copy_is_independent_and_equal(descriptor):
@@ -83,19 +84,17 @@ def _fail(store):
     raise OSError("disk full")
 
 
-def test_backup_restores_an_interrupted_run(descriptor, tmp_path):
+def test_backup_restores_an_interrupted_run(descriptor, reference, tmp_path):
     class Stop(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            if epoch == 1:
+            if epoch == 0:
                 raise KeyboardInterrupt
 
-    reference = descriptor.make()
-    fit(reference, descriptor, epochs=4)
     backup = dict(backup_dir=tmp_path / "backup", delete_checkpoint=False)
     interrupted = descriptor.make()
     callbacks = [keras.callbacks.BackupAndRestore(**backup), Stop()]
     with pytest.raises(KeyboardInterrupt):
-        fit(interrupted, descriptor, epochs=4, callbacks=callbacks)
+        fit(interrupted, descriptor, callbacks=callbacks)
     restored = descriptor.make(seed=1)
-    fit(restored, descriptor, epochs=4, callbacks=[keras.callbacks.BackupAndRestore(**backup)])
-    assert equal(state(restored), state(reference))
+    fit(restored, descriptor, callbacks=[keras.callbacks.BackupAndRestore(**backup)])
+    assert equal(state(restored), reference[0])
