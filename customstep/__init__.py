@@ -5,36 +5,55 @@ __version__ = "0.1.0"
 from customstep import _quiet  # isort: skip  (before anything imports TensorFlow)
 from customstep import (
     callbacks,
+    conditions,
     datasets,
+    gradients,
     grids,
+    inspection,
     latents,
     losses,
     pictures,
     precision,
+    processing,
     schedules,
+    selection,
+    stateful,
 )
-from customstep.callbacks import SampleGrid
+from customstep.callbacks import SampleGrid, Unfreeze
 from customstep.curves import plot_history
 from customstep.datasets import load_images, read_images
+from customstep.inspection import inspect
 from customstep.step import Batch, Objective, StepModel, Update
-from customstep.templates import GAN
+from customstep.templates import GAN, AuxiliaryLoss, PartiallyFrozen, Processed, ScheduledClassifier
 
 __all__ = [
     "GAN",
+    "AuxiliaryLoss",
     "Batch",
     "Objective",
+    "PartiallyFrozen",
+    "Processed",
     "SampleGrid",
+    "ScheduledClassifier",
     "StepModel",
+    "Unfreeze",
     "Update",
     "callbacks",
+    "conditions",
     "datasets",
+    "gradients",
     "grids",
+    "inspect",
+    "inspection",
     "latents",
     "load_images",
     "losses",
     "pictures",
     "plot_history",
     "precision",
+    "processing",
     "read_images",
     "schedules",
+    "selection",
+    "stateful",
 ]
