@@ -7,7 +7,7 @@ demo: setup  ## train a GAN on the embedded images, about two minutes, and say w
 	$(RUN) examples/dcgan.py
 
 test: setup  ## run all tests
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 bench: setup  ## compare speed with hand-written training steps
 	$(RUN) -m tests.benchmarks.step

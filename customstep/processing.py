@@ -195,9 +195,9 @@ class Shift(Processor):
 class Mixup(Processor):
     """Trains on blends of two examples: lam x_i + (1 - lam) x_j, and targets alike.
 
-    Zhang et al. 2018 (arXiv:1710.09412), section 2, with lam of Beta(alpha, alpha); their code draws
-    one lam a batch, this draws one an example. Sample weights are mixed too, see `mix_targets`. An
-    accuracy in `fit` is measured against the larger part of a blend.
+    Zhang et al. 2018 (arXiv:1710.09412), section 2, with lam of Beta(alpha, alpha); their code
+    draws one lam a batch, this draws one an example. Sample weights are mixed too, see
+    `mix_targets`. An accuracy in `fit` is measured against the larger part of a blend.
 
     Args:
         alpha: float above 0; a small one leaves most examples nearly as they are.

@@ -258,10 +258,6 @@ def conditions_compiled():
     )
 
 
-def perceptual_compiled():
-    return dict(optimizer=Adam(0.01))
-
-
 def two_heads_compiled():
     return dict(optimizer={"main": Adam(0.01), "head": SGD(0.01, 0.9)}, metrics=["accuracy"])
 
@@ -316,7 +312,8 @@ class TwoTerms(StepModel):
     def objective(self, batch, training):
         y_pred = self(batch.x, training=training)
         error = keras.losses.sparse_categorical_crossentropy(batch.y, y_pred, from_logits=True)
-        return Objective({"error": keras.ops.mean(error), "size": keras.ops.mean(y_pred**2)}, y_pred)
+        terms = {"error": keras.ops.mean(error), "size": keras.ops.mean(y_pred**2)}
+        return Objective(terms, y_pred)
 
 
 def two_terms():
@@ -373,7 +370,6 @@ DESCRIPTORS = (
         LABELLED,
         FEATURES[:5],
     ),
-    Descriptor("StepModel", functional_classifier, classifier_compiled, LABELLED, FEATURES[:5]),
     Descriptor(
         "StepModel-sharpness-aware",
         functional_classifier,
@@ -389,10 +385,6 @@ DESCRIPTORS = (
         LABELLED,
         FEATURES[:5],
     ),
-    Descriptor(
-        "Perceptual", perceptual, perceptual_compiled, Batch(FEATURES, CLASSES % 2), FEATURES[:5]
-    ),
-    Descriptor("GAN", gan, gan_compiled, Batch(IMAGES), LATENTS),
     Descriptor(
         "GAN-conditional",
         conditional_gan,

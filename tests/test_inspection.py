@@ -178,7 +178,7 @@ def test_template_is_left_as_it_was_and_has_no_mistake(descriptor):
 
 def test_training_goes_on_as_if_nothing_had_happened():
     """Weights, both optimizers, noise, metrics, and what Keras compiled, all in one."""
-    gan = descriptor("GAN")
+    gan = descriptor("GAN-conditional")
     histories, states = [], []
     for look in (False, True):
         model = gan.make()

@@ -235,9 +235,9 @@ def test_random_flip_mirrors_half_of_the_images_whole():
 
 
 def test_box_mask_is_cut_off_at_the_edge():
-    inside, corner, nothing, all_of_it = processing.box_mask(
-        4, 6, side=[0.5, 0.5, 0.0, 1.0], centre_y=[0.5, 0.0, 0.5, 0.5], centre_x=[0.5, 1.0, 0.5, 0.5]
-    ).numpy()
+    y, x = [0.5, 0.0, 0.5, 0.5], [0.5, 1.0, 0.5, 0.5]
+    boxes = processing.box_mask(4, 6, side=[0.5, 0.5, 0.0, 1.0], centre_y=y, centre_x=x)
+    inside, corner, nothing, all_of_it = boxes.numpy()
     assert np.argwhere(inside).tolist() == [[1, 2], [1, 3], [2, 2], [2, 3]]
     assert np.argwhere(corner).tolist() == [[0, 5]]  # a pixel's centre on the border is outside
     assert not nothing.any() and all_of_it.all()
