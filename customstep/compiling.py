@@ -94,7 +94,7 @@ class CompiledModel(PersistentModel):
         optimizers = optimizers_by_update(names, optimizer)
         schedules = schedules_by_update("schedule_lr", schedule_lr, names)
         check_rates_are_fixed(schedules, optimizers)
-        conditions = schedules_by_update("when", when, names)
+        conditions = schedules_by_update("when", when, names, tf.bool)
         methods = methods_by_update(gradients, names)
         if auto_scale_loss and any(
             layer.compute_dtype == "float16" for layer in self._flatten_layers()
@@ -161,14 +161,41 @@ class CompiledModel(PersistentModel):
         keras_metrics = [metric for metric in super().metrics if metric.name != "loss"]
         return [*self._trackers.values(), *keras_metrics, *self._counters.values()]
 
+    @property
+    def _metrics_wait_for_predictions(self):
+        return self._compile_metrics is not None and not self._compile_metrics.built
+
+    def _check_metrics_are_fed(self):
+        """Raises a `ValueError` where there are compiled metrics and no predictions for them."""
+        if self._metrics_wait_for_predictions:
+            raise ValueError(
+                f"The metrics passed to `compile` have nothing to measure. Expected an objective "
+                f"of {type(self).__name__} with predictions; received none. Return "
+                "`Objective(terms, y_pred)`, or leave the metrics out."
+            )
+
     def _check_names_differ(self, tracked):
         """Raises a `ValueError` where a metric of the model has the name of a term."""
-        names = [metric.name for metric in super().metrics]
+        metrics = super().metrics
+        if self._compile_metrics is not None and self._compile_metrics.built:
+            metrics = [*metrics, *self._compile_metrics.metrics]
+        names = [metric.name for metric in metrics]
         for name in tracked:
             if names.count(name) > (name == "loss"):  # Keras has one of that name itself
                 raise ValueError(
                     f"A metric of {type(self).__name__} has the name of a term. Expected names "
                     f"that differ; received '{name}' twice. Rename the metric or the term."
+                )
+
+    def _check_rate_is_set_once(self, callbacks):
+        """Raises a `ValueError` where a callback's learning rate would be overwritten at once."""
+        setters = keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau
+        for callback in callbacks:
+            if self._schedules and isinstance(callback, setters):
+                raise ValueError(
+                    "The learning rate is set from two sides. Expected one of `schedule_lr` and a "
+                    f"callback; received both, {type(callback).__name__}. Leave out the callback, "
+                    "or compile without `schedule_lr`; `schedules.ReduceOnPlateau` is a schedule."
                 )
 
     def _is_made_of_built_layers(self):
@@ -202,29 +229,46 @@ class CompiledModel(PersistentModel):
         exact = self.get_metrics_result()
         return {name: exact.get(name, value) for name, value in logs.items()}
 
-    def fit(self, *args, **kwargs):
-        """`keras.Model.fit`; when it dies, callbacks with `on_train_interrupted` are told.
+    def evaluate(self, *args, **kwargs):
+        """`keras.Model.evaluate`.
 
         Raises:
             ValueError: there are sample weights but no targets, a case that Keras ignores.
         """
+        arguments = inspect.signature(super().evaluate).bind(*args, **kwargs).arguments
+        _check_weights_have_targets(arguments)
+        return super().evaluate(*args, **kwargs)
+
+    def fit(self, *args, **kwargs):
+        """`keras.Model.fit`; when it dies, callbacks with `on_train_interrupted` are told.
+
+        Raises:
+            ValueError: there are sample weights but no targets, a case that Keras ignores; or a
+                callback sets a learning rate that `schedule_lr` sets too.
+        """
         arguments = inspect.signature(super().fit).bind(*args, **kwargs).arguments
-        if arguments.get("sample_weight") is not None and arguments.get("y") is None:
-            raise ValueError(
-                "The sample weights would be ignored. Expected targets beside them, because Keras "
-                "drops weights that come without; received y=None. Pass `y`, which a GAN without "
-                "classes takes and does not look at, or a data set of (x, y, sample_weight)."
-            )
+        _check_weights_have_targets(arguments)
+        callbacks = arguments.get("callbacks")
+        callbacks = getattr(callbacks, "callbacks", keras.tree.flatten(callbacks))
+        self._check_rate_is_set_once(callbacks)
         try:
             return super().fit(*args, **kwargs)
         except BaseException as error:
-            callbacks = arguments.get("callbacks")
-            for callback in getattr(callbacks, "callbacks", keras.tree.flatten(callbacks)):
+            for callback in callbacks:
                 try:
                     getattr(callback, "on_train_interrupted", lambda error: None)(error)
                 except Exception as failure:
                     error.add_note(f"{type(callback).__name__} failed after it: {failure!r}")
             raise
+
+
+def _check_weights_have_targets(arguments):
+    if arguments.get("sample_weight") is not None and arguments.get("y") is None:
+        raise ValueError(
+            "The sample weights would be ignored. Expected targets beside them, because Keras "
+            "drops weights that come without; received y=None. Pass `y`, which a GAN without "
+            "classes takes and does not look at, or a data set of (x, y, sample_weight)."
+        )
 
 
 def _step_state(schedules, conditions):

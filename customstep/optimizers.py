@@ -77,6 +77,8 @@ class OptimizerGroup(keras.optimizers.Optimizer):
 
     @property
     def learning_rate(self):
+        if len(self.optimizers) == 1:
+            return self.optimizers[0].learning_rate
         raise AttributeError(
             "Several optimizers have no one learning rate. Expected that of one update; received "
             "the group. Use `model.optimizers[name].learning_rate`."
@@ -84,6 +86,9 @@ class OptimizerGroup(keras.optimizers.Optimizer):
 
     @learning_rate.setter
     def learning_rate(self, rate):
+        if len(self.optimizers) == 1:
+            self.optimizers[0].learning_rate = rate
+            return
         raise AttributeError(
             "Several optimizers have no one learning rate. Expected that of one update; received "
             f"{rate!r} for the group. Set `model.optimizers[name].learning_rate`."
@@ -186,7 +191,7 @@ def by_update(argument, value, names):
     return dict(value)
 
 
-def schedules_by_update(argument, value, names):
+def schedules_by_update(argument, value, names, dtype=tf.float32):
     """`schedule_lr` or `when` of `compile`, bound to the variables that hold their states.
 
     Args:
@@ -194,9 +199,10 @@ def schedules_by_update(argument, value, names):
         value: None, a callable `step -> value` for all updates, or a dict of update name to a
             callable.
         names: list of update names.
+        dtype: of what the callables return: float32 for rates, bool for conditions.
 
     Returns:
-        Read-only mapping of update name to `schedules.BoundSchedule`.
+        Read-only mapping of update name to `stateful.BoundSchedule`.
 
     Raises:
         ValueError: a name is not an update's.
@@ -209,7 +215,7 @@ def schedules_by_update(argument, value, names):
                 f"`{argument}` of '{name}' cannot be called. Expected a callable of the step; "
                 f"received {schedule!r}. Pass a function `step -> value`."
             )
-    return types.MappingProxyType({k: BoundSchedule(v) for k, v in schedules.items()})
+    return types.MappingProxyType({k: BoundSchedule(v, dtype) for k, v in schedules.items()})
 
 
 def methods_by_update(value, names):

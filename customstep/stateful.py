@@ -68,10 +68,12 @@ class BoundSchedule:
 
     Args:
         schedule: a callable of the step, or a `StatefulSchedule`.
+        dtype: of its values, bool for a condition and float32 for any other.
     """
 
-    def __init__(self, schedule):
+    def __init__(self, schedule, dtype=tf.float32):
         self._schedule = schedule
+        self._dtype = dtype
         self._is_stateful = isinstance(schedule, StatefulSchedule)
         initial = schedule.initial_state() if self._is_stateful else {}
         self.variables = {
@@ -82,8 +84,21 @@ class BoundSchedule:
         }
 
     def __call__(self, step):
-        """The value at a step, a float32 scalar."""
-        return self._schedule(step, self._state()) if self._is_stateful else self._schedule(step)
+        """The value at a step, a float32 scalar.
+
+        Raises:
+            TypeError: it is a truth where a number is expected, or the other way round.
+        """
+        state = (self._state(),) if self._is_stateful else ()
+        value = tf.convert_to_tensor(self._schedule(step, *state))
+        if (value.dtype == tf.bool) != (self._dtype == tf.bool):
+            kind = "condition" if self._dtype == tf.bool else "schedule"
+            raise TypeError(
+                f"A {kind} returns a value of the wrong kind. Expected {self._dtype.name}; "
+                f"received {value.dtype.name} from {self._schedule!r}. Pass it to `schedule_lr` "
+                "if it is a rate, to `when` if it is a condition, such as `step % 5 == 0`."
+            )
+        return tf.cast(value, self._dtype)
 
     def observe(self, objective):
         """Moves the state on by what one step measured, an `Objective`."""

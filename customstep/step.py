@@ -240,6 +240,7 @@ class StepModel(CompiledModel):
                 part = batch.part(repetition % update.slices, update.slices)
                 objective = self.descend(update, part)
                 logs.update(self.track(objective, part))
+        self._check_metrics_are_fed()
         self.after_step(batch)
         self.step_state.variables["step"].assign_add(1)
         return {**logs, **self._scheduled_rates()}
@@ -249,6 +250,7 @@ class StepModel(CompiledModel):
         logs = {}
         for objective in dict.fromkeys(update.objective for update in self.updates()):
             logs.update(self._track(objective(batch, False), batch))
+        self._check_metrics_are_fed()
         return {name: value for name, value in logs.items() if name not in self._counters}
 
     def predict_step(self, data):
@@ -272,7 +274,7 @@ class StepModel(CompiledModel):
         if not update.variables:
             warnings.warn(f"The update '{update.name}' has no variables to train.", stacklevel=2)
         if update.name in self._conditions:
-            holds = tf.cast(self._conditions[update.name](self.step), tf.bool)
+            holds = self._conditions[update.name](self.step)
             self._count("active", update, tf.cast(holds, tf.float32))
             objective, masks = replicas.cond(
                 holds,
@@ -341,10 +343,13 @@ class StepModel(CompiledModel):
         """
         if not self._skip_nonfinite:
             return self._track(objective, batch)
+        if self._metrics_wait_for_predictions and objective.y_pred is not None:
+            # so that there is a state to go back to
+            self._compile_metrics.build(batch.y, objective.y_pred)
         before = variables.snapshot(self.metrics_variables)
-        self._track(objective, batch)
+        logs = self._track(objective, batch)
         variables.restore(before, itertools.repeat(~all_finite([objective.total])))
-        return self.get_metrics_result()
+        return {**logs, **self.get_metrics_result()}
 
     def _track(self, objective, batch):
         values = {**objective.logs, **objective.terms}
@@ -361,11 +366,15 @@ class StepModel(CompiledModel):
                 # A replica whose part of the last batch is empty has no mean.
                 value = tf.where(tf.greater(batch.size, 0), values[name], 0)
                 tracker.update_state(value, sample_weight=batch.size)
-        if objective.y_pred is not None:
-            self.compute_metrics(
-                batch.x, batch.y, objective.y_pred, sample_weight=batch.sample_weight
-            )
-        return self.get_metrics_result()
+        if objective.y_pred is None:
+            if self._metrics_wait_for_predictions:  # which another update may have
+                return {name: tracker.result() for name, tracker in self._trackers.items()}
+            return self.get_metrics_result()
+        logs = self.compute_metrics(
+            batch.x, batch.y, objective.y_pred, sample_weight=batch.sample_weight
+        )
+        self._check_names_differ(values)
+        return logs
 
     def _descend(self, update, batch):
         optimizer = self.optimizers[update.name]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from keras.optimizers import SGD
 
 from customstep import Batch, Objective, StepModel, Update
 from tests.descriptors import classifier_compiled, equal, functional_classifier
@@ -437,3 +438,108 @@ def test_float16_inside_a_custom_layer_is_scaled_too():
     model = StepModel(inputs=inputs, outputs=Inner()(inputs))
     model.compile("sgd", "mse")
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+# What is asked of `compile` and `fit`, and cannot be
+
+
+def line(cls=StepModel):
+    inputs = keras.Input((4,))
+    return cls(inputs=inputs, outputs=layers.Dense(1)(inputs))
+
+
+ONES = dict(x=np.ones((16, 4), "float32"), y=np.ones((16, 1), "float32"), verbose=0)
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_overridden_compute_metrics_is_logged(guarded):
+    class Extra(StepModel):
+        def compute_metrics(self, x, y, y_pred, sample_weight=None):
+            logs = super().compute_metrics(x, y, y_pred, sample_weight)
+            return {**logs, "largest": tf.reduce_max(y)}
+
+    model = line(Extra)
+    model.compile("sgd", "mse", skip_nonfinite=guarded)
+    assert model.fit(**ONES).history["largest"] == [1.0]
+
+
+class Measured(StepModel):
+    terms = ("error",)
+    gives_predictions = False
+
+    def objective(self, batch, training):
+        y_pred = self(batch.x)
+        error = tf.reduce_mean(tf.abs(y_pred - batch.y))
+        return Objective({"error": error}, y_pred if self.gives_predictions else None)
+
+
+def test_metrics_without_predictions_are_refused():
+    model = line(Measured)
+    model.compile("sgd", metrics=["mae"])
+    with pytest.raises(ValueError, match="nothing to measure.*of Measured with predictions"):
+        model.fit(**ONES)
+
+
+def test_compiled_metric_with_the_name_of_a_term_is_refused():
+    model = line(Measured)
+    model.gives_predictions = True
+    model.compile("sgd", metrics=[keras.metrics.MeanAbsoluteError(name="error")])
+    with pytest.raises(ValueError, match="name of a term.*'error' twice"):
+        model.fit(**ONES)
+
+
+def test_predictions_of_a_later_update_feed_the_metrics():
+    class Late(StepModel):
+        terms = ("first", "second")
+
+        def updates(self):
+            first = Update("a", self.first, self.trainable_variables)
+            return first, Update("b", self.second, self.trainable_variables)
+
+        def first(self, batch, training):
+            return Objective({"first": tf.reduce_mean(self(batch.x) ** 2)})
+
+        def second(self, batch, training):
+            y_pred = self(batch.x)
+            return Objective({"second": tf.reduce_mean((y_pred - batch.y) ** 2)}, y_pred)
+
+    model = line(Late)
+    model.compile({"a": SGD(0.0), "b": SGD(0.0)}, metrics=["mse"])
+    history = model.fit(**ONES, validation_data=(ONES["x"], ONES["y"])).history
+    assert history["mse"] == pytest.approx(history["second"])
+    assert history["val_mse"] == pytest.approx(history["mse"])
+
+
+def test_rate_callback_beside_a_schedule_is_refused():
+    model = line()
+    model.compile("sgd", "mse", schedule_lr=lambda step: 0.1)
+    callback = keras.callbacks.ReduceLROnPlateau()
+    with pytest.raises(ValueError, match="set from two sides.*received both, ReduceLROnPlateau"):
+        model.fit(**ONES, callbacks=[callback])
+
+
+def test_evaluate_refuses_weights_that_keras_would_drop():
+    model = line()
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="sample weights would be ignored"):
+        model.evaluate(ONES["x"], sample_weight=np.ones(16), verbose=0)
+
+
+@pytest.mark.parametrize(
+    "argument, function, received",
+    [("when", lambda step: step % 5, "float32"), ("schedule_lr", lambda step: step > 5, "bool")],
+)
+def test_rates_are_numbers_and_conditions_are_bools(argument, function, received):
+    model = line()
+    model.compile("sgd", "mse", **{argument: function})
+    with pytest.raises(TypeError, match=f"value of the wrong kind.*received {received}"):
+        model.fit(**ONES)
+
+
+def test_guard_keeps_metrics_that_are_made_in_a_broken_first_step():
+    model = line()
+    model.compile("sgd", "mse", metrics=["mae"], skip_nonfinite=True, run_eagerly=True)
+    y = np.where(np.arange(16)[:, None] < 4, np.nan, 1.0)
+    history = model.fit(ONES["x"], y, batch_size=4, shuffle=False, verbose=0).history
+    assert history["nonfinite"] == [1.0]
+    assert np.isfinite(history["mae"]).all() and np.isfinite(history["loss"]).all()

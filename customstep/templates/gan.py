@@ -165,11 +165,14 @@ class GAN(StepModel):
         Raises:
             ValueError: a loss or metrics are passed; a GAN has no targets to compare with.
         """
-        if loss is not None or metrics is not None:
+        of_predictions = {"loss": loss, "metrics": metrics}
+        for name in ("loss_weights", "weighted_metrics"):
+            of_predictions[name] = kwargs.get(name)
+        if received := {k: v for k, v in of_predictions.items() if v is not None}:
             raise ValueError(
                 "A GAN has no predictions that a compiled loss or metric could judge. Expected "
-                f"neither; received loss={loss!r}, metrics={metrics!r}. Pass the adversarial loss "
-                "to the constructor: `GAN(..., loss=losses.Hinge())`."
+                f"neither; received {received}. Pass the adversarial loss to the constructor: "
+                "`GAN(..., loss=losses.Hinge())`."
             )
         super().compile(optimizer, **kwargs)
 
