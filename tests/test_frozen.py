@@ -7,8 +7,10 @@ import tensorflow as tf
 from keras import layers
 from keras.optimizers import SGD, Adam, AdamW
 
-from customstep import GAN, StepModel
+from customstep import GAN, Objective, StepModel
 from customstep.callbacks import Unfreeze
+from customstep.conditions import Every
+from customstep.gradients import GradientSurgery, SharpnessAware
 from customstep.selection import Part
 from customstep.templates import PartiallyFrozen
 from tests.descriptors import discriminator, equal, generator
@@ -122,6 +124,69 @@ def test_frozen_part_has_no_share_in_the_clipped_norm():
     np.testing.assert_allclose(model.get_weights()[0], [[1.0], [0.0]])
 
 
+def test_worst_point_of_sharpness_is_sought_among_what_trains():
+    """SAM by hand: w <- w - 0.1 g(w + 0.5 g / ||g||), all over the entries that train."""
+    model = network(freeze=["norm/*", "stem/norm/*", Part("stem/dense/kernel", rows=[0, 2])])
+    model.compile(SGD(0.1), "mse", gradients=SharpnessAware(0.5))
+    names = ["stem/dense/kernel", "stem/dense/bias", "head/kernel", "head/bias"]
+    stem, head = model.get_layer("stem").get_layer("dense"), model.get_layer("head")
+    trained = [*stem.trainable_variables, *head.trainable_variables]
+    masks = [np.ones(v.shape) for v in trained]
+    masks[0][[0, 2]] = 0
+    weights_before = [v.numpy() for v in trained]
+
+    def gradients_at(values):
+        for variable, value in zip(trained, values):
+            variable.assign(value)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((model(X) - Y) ** 2)
+        gradients = tape.gradient(loss, [v.value for v in trained])
+        return [g.numpy() * mask for g, mask in zip(gradients, masks)]
+
+    gradients = gradients_at(weights_before)
+    norm = np.sqrt(sum((g**2).sum() for g in gradients))
+    worst = [w + 0.5 * g / norm for w, g in zip(weights_before, gradients)]
+    expected = [w - 0.1 * g for w, g in zip(weights_before, gradients_at(worst))]
+    gradients_at(weights_before)  # leaves the variables as they were
+    model.train_on_batch(X, Y)
+    for name, variable, value in zip(names, trained, expected):
+        np.testing.assert_allclose(variable.numpy(), value, atol=1e-5, err_msg=name)
+
+
+def test_surgery_judges_conflicts_on_what_trains():
+    """Terms that agree where w trains, and oppose each other more where it is frozen."""
+
+    class TwoTerms(PartiallyFrozen):
+        terms = ("a", "b")
+
+        def objective(self, batch, training):
+            w = self.get_layer("w").kernel[:, 0]
+            return Objective({"a": w[0] + 5 * w[1], "b": 2 * w[0] - 5 * w[1]})
+
+    x = keras.Input((2,))
+    output = layers.Dense(1, use_bias=False, kernel_initializer="zeros", name="w")(x)
+    model = TwoTerms(inputs=x, outputs=output, freeze=Part("w/kernel", rows=[1]))
+    model.compile(SGD(1.0), gradients=GradientSurgery())
+    model.train_on_batch(np.ones((2, 2)))
+    np.testing.assert_allclose(model.get_weights()[0], [[-3.0], [0.0]])
+
+
+def test_variable_that_wakes_late_takes_longer_steps_under_adam():
+    """Under a constant gradient, as documented: (1 - 0.9^k) / sqrt(1 - 0.999^k) times the rate."""
+    x = keras.Input((1,))
+    output = layers.Dense(1, kernel_initializer="zeros", name="w")(x)
+    model = PartiallyFrozen(inputs=x, outputs=output, freeze="w/kernel")
+    model.compile(Adam(0.01), "mae")
+    model.optimizer.iterations.assign(20_000)  # as if the bias alone had trained so long
+    model.unfreeze("*")
+    kernels = [0.0]
+    for _ in range(12):
+        model.train_on_batch(np.array([[1.0]]), np.array([[100.0]]))
+        kernels.append(model.get_layer("w").kernel.numpy().item())
+    factors = np.diff(kernels) / 0.01
+    np.testing.assert_allclose(factors[[0, 11]], [3.16, 6.56], rtol=2e-3)
+
+
 def test_frozen_variables_have_no_gradient_in_the_graph():
     def types(freeze):
         model = network(freeze=freeze)
@@ -196,6 +261,31 @@ def test_layers_that_were_not_trainable_before_stay_so():
     assert not model.get_layer("norm").trainable
     names = [variable.path.split("/")[-1] for variable in model.trainable_variables]
     assert names == ["kernel", "bias", "gamma", "beta", "kernel"]
+
+
+def test_unfreeze_says_that_keras_holds_what_it_cannot_wake():
+    model = network(freeze="head/*")
+    model.get_layer("stem").trainable = False
+    held = r"for 'stem/\*'. Expected .* received 4 variables such as 'stem/dense/kernel'"
+    with pytest.warns(UserWarning, match=held):
+        model.unfreeze("stem/*")
+    assert model.frozen.keys() == {"head/kernel", "head/bias"}
+    for _ in range(2):  # what trains already, or never does, may be named again
+        model.unfreeze("*", "head/*", "norm/moving*", Part("head/kernel", rows=[0]))
+    assert model.frozen == {}
+
+
+def test_update_of_what_rests_may_depend_on_a_condition():
+    model = network(freeze=["stem/*", Part("head/kernel", rows=[1])])
+    model.compile(SGD(0.1), "mse", when=Every(2))
+    seen = [weights(model, "stem", "head")]
+    for _ in range(3):
+        model.train_on_batch(X, Y)
+        seen.append(weights(model, "stem", "head"))
+    moved = [not np.array_equal(a[-2][0], b[-2][0]) for a, b in zip(seen, seen[1:])]
+    assert moved == [True, False, True]
+    assert equal(seen[0][:-2], seen[-1][:-2])
+    assert np.array_equal(seen[0][-2][1], seen[-1][-2][1])
 
 
 def test_frozen_says_what_rests():
@@ -325,17 +415,32 @@ class FrozenGAN(PartiallyFrozen, GAN):
     pass
 
 
-def test_any_template_can_be_frozen_in_parts():
+@pytest.mark.parametrize("when", [None, {"discriminator": Every(2)}])
+def test_any_template_can_be_frozen_in_parts(when):
     adam = {"discriminator": Adam(0.01), "generator": Adam(0.01)}
     freeze = "discriminator/conv2d*"
     gan = FrozenGAN(generator(), discriminator(), 3, freeze=freeze)
-    gan.compile(adam)
+    gan.compile(adam, when=when)
     before = [weights(network) for network in (gan.discriminator, gan.generator)]
     gan.fit(_rng.uniform(-1, 1, (8, 4, 4, 1)).astype("float32"), batch_size=4, verbose=0)
     after = [weights(network) for network in (gan.discriminator, gan.generator)]
     assert equal(before[0][:2], after[0][:2])  # the convolution's kernel and bias
     assert not np.array_equal(before[0][-2], after[0][-2])
     assert not np.array_equal(before[1][0], after[1][0])
+
+
+def test_moving_average_rests_where_it_is_frozen():
+    mask = np.arange(16) % 2 == 0
+    freeze = ["ema_generator/batch*", Part("ema_generator/dense*/kernel", mask=mask)]
+    gan = FrozenGAN(generator(), discriminator(), 3, freeze=freeze)
+    gan.compile({"discriminator": Adam(0.01), "generator": Adam(0.01)})
+    before = weights(gan.ema_generator)
+    gan.fit(_rng.uniform(-1, 1, (8, 4, 4, 1)).astype("float32"), batch_size=4, verbose=0)
+    after = weights(gan.ema_generator)
+    assert equal(before[1:5], after[1:5])  # of batch norm
+    for number in (0, 5):  # the kernels
+        assert np.array_equal(before[number][:, mask], after[number][:, mask])
+        assert (before[number][:, ~mask] != after[number][:, ~mask]).any()
 
 
 def test_example_proves_what_stays_and_leaves_its_picture(tmp_path, capsys):

@@ -2,12 +2,13 @@
 
 import contextlib
 import dataclasses
+import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from customstep import selection
+from customstep import selection, variables
 from customstep.step import StepModel
 
 __all__ = ["PartiallyFrozen"]
@@ -26,6 +27,14 @@ class PartiallyFrozen(StepModel):
     What is frozen can change at any time, by `freeze` and `unfreeze` or, from epoch to epoch, by
     `callbacks.Unfreeze`. The optimizer knows all variables from the start, so the state of one that
     rests is still there when it wakes. A saved model remembers what is frozen.
+
+    A variable that never trained wakes with empty moments, and Adam and its kin, which count the
+    steps of all variables together, no longer correct the bias of them. Late in a run its k-th
+    step is (1 - beta_1^k) / sqrt(1 - beta_2^k) times as long as it would be at the start of one:
+    with Adam's defaults 3.2 times in the first step, 6.6 in the 12th, 3.2 in the 100th and 1.3 in
+    the 1000th. Lower the learning rate when it wakes, or take a `beta_2` as small as `beta_1`,
+    with which no step is longer. `amsgrad` and clipping the gradients do not help, and SGD has no
+    such steps.
 
     Use plain Keras, `layer.trainable = False` before `compile`, where whole layers are frozen for
     good. As a first base it freezes parts of any other template:
@@ -58,7 +67,7 @@ class PartiallyFrozen(StepModel):
 
     def __init__(self, *args, freeze=(), **kwargs):
         super().__init__(*args, **kwargs)
-        self._rest = _Rest()
+        self._resting = _Rest()
         self.freeze(freeze)
 
     def freeze(self, *what):
@@ -78,7 +87,9 @@ class PartiallyFrozen(StepModel):
         """Lets frozen parts of the model train again, from the next step on.
 
         Args:
-            *what: as in `freeze`; "*" for all. What is not frozen stays as it is.
+            *what: as in `freeze`; "*" for all. What is not frozen stays as it is; there is a
+                warning about weights that do not train because Keras holds them, by
+                `layer.trainable = False`, which only Keras can undo.
 
         Raises:
             ValueError: one of them matches nothing, or the model has no variables yet.
@@ -89,6 +100,16 @@ class PartiallyFrozen(StepModel):
                 f"Nothing of '{self.name}' can be unfrozen yet. Expected a model whose variables "
                 "exist; received one that is not built. Call it on a batch first."
             )
+        self._settle()
+        for entry in keras.tree.flatten(what):
+            if held := self._held_by_keras(entry):
+                warnings.warn(
+                    f"`unfreeze` has nothing to do for {entry!r}. Expected something that `freeze` "
+                    f"froze; received {len(held)} variables such as '{held[0]}', which Keras "
+                    "holds by `trainable=False`. Set `trainable = True` and compile again; what "
+                    "is to train only later, freeze by `freeze`.",
+                    stacklevel=2,
+                )
         self._request(selection.without, what)
 
     @property
@@ -98,7 +119,7 @@ class PartiallyFrozen(StepModel):
         A mask broadcasts to the shape of its variable.
         """
         self._settle()
-        selected = self._rest.selected
+        selected = self._resting.selected
         return {
             paths[0]: True if selected[id(v)].all() else selected[id(v)]
             for v, paths in zip(self.weights, selection.paths(self))
@@ -110,7 +131,7 @@ class PartiallyFrozen(StepModel):
         self._settle()
         with self._awake():
             updates = super().updates()
-        selected = self._rest.selected
+        selected = self._resting.selected
         return tuple(
             dataclasses.replace(
                 update,
@@ -126,9 +147,33 @@ class PartiallyFrozen(StepModel):
         So it has no share in the norm that an optimizer clips by, and gathers no momentum.
         """
         gradients, objective = super().gradients(update, batch)
-        masks = {id(variable): mask for variable, mask in update.frozen}
-        pairs = zip(gradients, update.variables)
-        return [_zeroed(gradient, masks.get(id(v))) for gradient, v in pairs], objective
+        # Again, because a method such as centralization moves what `differentiate` has zeroed.
+        return _without_frozen(gradients, update), objective
+
+    def differentiate(self, update, batch, *, by_term=False, **how):
+        """Those of the base class, and zero for the frozen part of a variable.
+
+        So it has no share in what `compile(gradients=...)` makes of them, such as the radius of
+        `SharpnessAware` or the conflicts of `GradientSurgery`.
+        """
+        gradients, objective = super().differentiate(update, batch, by_term=by_term, **how)
+        if by_term:
+            terms = gradients.items()
+            return {name: _without_frozen(one, update) for name, one in terms}, objective
+        return _without_frozen(gradients, update), objective
+
+    def after_step(self, batch):
+        """What the base class does, such as a moving average, and nothing to what is frozen.
+
+        A subclass that has an `after_step` of its own answers for what it adds.
+        """
+        selected = self._resting.selected
+        if not selected or super().after_step.__func__ is StepModel.after_step:
+            return super().after_step(batch)
+        frozen = [variable for variable in self.weights if id(variable) in selected]
+        before = variables.snapshot(frozen)
+        super().after_step(batch)
+        variables.restore(before, [selected[id(variable)] for variable in frozen])
 
     def get_config(self):
         with self._awake():  # so that the layers are saved as trainable as they were
@@ -137,9 +182,9 @@ class PartiallyFrozen(StepModel):
         # from process to process.
         if self.built:
             self._settle()
-            frozen = selection.as_entries(self, self._rest.selected)
+            frozen = selection.as_entries(self, self._resting.selected)
         else:
-            frozen = [what for _, what in self._rest.requests]
+            frozen = [what for _, what in self._resting.requests]
         return {**config, "freeze": keras.saving.serialize_keras_object(frozen)}
 
     @classmethod
@@ -153,32 +198,44 @@ class PartiallyFrozen(StepModel):
     def _request(self, change, what):
         if self.built:
             selection.select(self, what)  # a mistake is to change nothing
-        self._rest.requests.append((change, what))
+        self._resting.requests.append((change, what))
         if self.built and self._settle() and self.compiled:
             for make in (self.make_train_function, self.make_test_function):
                 make(force=True)
 
     def _settle(self):
         """Carries out the requests once variables exist; returns whether anything changed."""
-        if not self.built or not self._rest.requests:
+        if not self.built or not self._resting.requests:
             return False
-        before = selected = self._rest.selected
-        for change, what in self._rest.requests:
+        before = selected = self._resting.selected
+        for change, what in self._resting.requests:
             selected = change(selected, selection.select(self, what))
-        self._rest.requests.clear()
-        self._rest.end()
-        self._rest.begin(self, selected)
+        self._resting.requests.clear()
+        self._resting.end()
+        self._resting.begin(self, selected)
         return not _same(before, selected)
+
+    def _held_by_keras(self, entry):
+        """The paths of what an entry selects if Keras alone keeps all of it from training."""
+        chosen = selection.select(self, entry)
+        trains = any(id(variable) in chosen for variable in self.trainable_variables)
+        if trains or selection.intersection(chosen, self._resting.selected):
+            return []
+        # Statistics, which no optimizer trains, are not held.
+        trainable = {id(v) for layer in self._flatten_layers() for v in layer._trainable_variables}
+        held = trainable.intersection(chosen)
+        named = zip(self.weights, selection.paths(self))
+        return [paths[0] for variable, paths in named if id(variable) in held]
 
     @contextlib.contextmanager
     def _awake(self):
         """Within it, all layers are as trainable as if nothing were frozen."""
-        selected = self._rest.selected
-        self._rest.end()
+        selected = self._resting.selected
+        self._resting.end()
         try:
             yield
         finally:
-            self._rest.begin(self, selected)
+            self._resting.begin(self, selected)
 
     def _kept(self):
         """Pairs of a variable and its mask, for what would change though no one descends over it.
@@ -194,7 +251,7 @@ class PartiallyFrozen(StepModel):
                 is_model = isinstance(layer, keras.Model)
                 own = layer._non_trainable_variables if is_model else layer.weights
                 assigned.update(map(id, own))
-        masks = ((variable, self._rest.selected.get(id(variable))) for variable in self.weights)
+        masks = ((variable, self._resting.selected.get(id(variable))) for variable in self.weights)
         return [
             (variable, mask)
             for variable, mask in masks
@@ -248,6 +305,12 @@ def _is_whole(mask):
 
 def _same(a, b):
     return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def _without_frozen(gradients, update):
+    """The gradients of an update, with zeros for the frozen parts of its variables."""
+    masks = {id(variable): mask for variable, mask in update.frozen}
+    return [_zeroed(g, masks.get(id(v))) for g, v in zip(gradients, update.variables)]
 
 
 def _zeroed(gradient, mask):
