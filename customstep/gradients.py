@@ -12,6 +12,7 @@ can do is theirs: `gradient_accumulation_steps`, `clipnorm`, `clipvalue`, `globa
 """
 
 import dataclasses
+import warnings
 
 import keras
 import tensorflow as tf
@@ -55,7 +56,7 @@ class GradientTransform(SavedDataclass):
         """The gradient that takes the place of one.
 
         Args:
-            gradient: dense float tensor of the variable's shape, of the global batch.
+            gradient: dense tensor of the variable's shape, float32 at least, of the global batch.
             variable: `keras.Variable`.
 
         Returns:
@@ -151,7 +152,7 @@ class AdaptiveClipping(GradientTransform):
         check_number("epsilon", self.epsilon, "(0, inf)")
 
     def transform(self, gradient, variable):
-        weight = tf.convert_to_tensor(variable.value)
+        weight = tf.cast(variable.value, gradient.dtype)
         return clip_by_unit(gradient, weight, self.ratio, self.epsilon)
 
 
@@ -219,13 +220,16 @@ class SharpnessAware(SavedDataclass):
 
     def _worst_point(self, gradients, weights):
         """w + radius T^2 g / ||T g||, where T is 1 or |w| + 0.01."""
-        scales = [tf.abs(w) + 0.01 if self.adaptive else tf.ones((), w.dtype) for w in weights]
+        # Gradients are float32 also where weights are float16; the points are what weights are.
+        wide = [w if g is None else tf.cast(w, g.dtype) for w, g in zip(weights, gradients)]
+        scales = [tf.abs(w) + 0.01 if self.adaptive else tf.ones((), w.dtype) for w in wide]
         scaled = [None if g is None else t * g for t, g in zip(scales, gradients)]
         factor = tf.math.divide_no_nan(self.radius, tf.linalg.global_norm(scaled))
-        return [
+        points = [
             w if tg is None else w + tf.cast(factor, w.dtype) * t * tg
-            for w, t, tg in zip(weights, scales, scaled)
+            for w, t, tg in zip(wide, scales, scaled)
         ]
+        return [tf.cast(point, w.dtype) for point, w in zip(points, weights)]
 
 
 @keras.saving.register_keras_serializable("customstep")
@@ -235,7 +239,9 @@ class GradientSurgery(SavedDataclass):
 
     For several tasks on one network. Where the gradients of two terms point against each other,
     each loses the part that opposes the other; where none do, it is the plain gradient. It needs
-    one backward pass for each term, and comes first among the methods.
+    one backward pass for each term, and comes first among the methods. The losses that are
+    compiled into a `StepModel` are one term together, their sum; those of `AuxiliaryLoss` are one
+    each. Where there is one term, it warns and is the plain gradient.
 
     Yu et al. 2020 (arXiv:2001.06782), algorithm 1. A term meets the others in their order, from
     the one after it on; the paper draws the order, which is the same for two terms.
@@ -250,10 +256,17 @@ class GradientSurgery(SavedDataclass):
     def __call__(self, compute, variables, **how):
         """As in `GradientTransform`."""
         by_term, objective = compute(by_term=True, **how)
+        if len(by_term) == 1:
+            warnings.warn(
+                "`GradientSurgery` has nothing to do. Expected an objective of several terms; "
+                f"received '{next(iter(by_term))}' alone. Use AuxiliaryLoss, or return one term "
+                "per task.",
+                stacklevel=2,
+            )
         terms = [[_dense(gradient) for gradient in gradients] for gradients in by_term.values()]
         weights = tf.unstack(surgery_weights(_inner_products([_whole(term) for term in terms])))
         gradients = [
-            [weight * gradient for weight, gradient in zip(weights, parts) if gradient is not None]
+            [tf.cast(weight, g.dtype) * g for weight, g in zip(weights, parts) if g is not None]
             for parts in zip(*terms)
         ]
         return [tf.add_n(parts) if parts else None for parts in gradients], objective
@@ -296,8 +309,9 @@ def _inner_products(vectors):
 
 
 def _whole(gradients):
-    """Gradients of the global batch: dense, and summed over the replicas' shares."""
-    totals = iter(replicas.total([_dense(g) for g in gradients if g is not None]))
+    """Gradients of the global batch: dense, summed over the replicas' shares, float32 at least."""
+    totals = replicas.total([_dense(g) for g in gradients if g is not None])
+    totals = iter([tf.cast(g, tf.float32) if g.dtype.size < 4 else g for g in totals])
     return [None if gradient is None else next(totals) for gradient in gradients]
 
 

@@ -7,12 +7,14 @@ the accelerator, with random numbers that are saved with the model:
     Processed(inputs=inputs, outputs=logits, processors=[OneHot(10), RandomFlip(), Mixup(0.2)])
 
 Images are `(batch, height, width, channels)`. Random processors decide for every example anew, and
-mix within the part of the batch that their replica sees.
+mix within the part of the batch that their replica sees. Where targets and outputs are dicts, the
+processors that are for one of them take its name as `output`.
 """
 
 import dataclasses
 import math
 import numbers
+from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -277,20 +279,23 @@ class OneHot(Processor):
 
     Args:
         num_classes: int of at least 1; labels are in `[0, num_classes)`.
+        output: the entry of `y` that are the labels, where `y` is a dict.
 
     Raises:
-        ValueError: `num_classes` is out of range, or `y` are not integer labels.
+        ValueError: `num_classes` is out of range, `output` does not fit `y`, or `y` are not
+            integer labels.
     """
 
     num_classes: int
+    output: str | None = None
 
     def __post_init__(self):
         check_integer("num_classes", self.num_classes, 1)
 
     def infer(self, batch):
-        y = batch.y
-        if y is None:
-            return batch
+        return batch._replace(y=_map_output(self, self._encode, batch.y))
+
+    def _encode(self, y):
         if not y.dtype.is_integer or y.shape.rank > 2 or y.shape[1:] not in ((), (1,)):
             raise ValueError(
                 f"`OneHot` cannot encode the targets. Expected integers of shape (batch,) or "
@@ -300,7 +305,7 @@ class OneHot(Processor):
         y = tf.reshape(tf.cast(y, tf.int64), [-1])
         known = (y >= 0) & (y < self.num_classes)
         rows = tf.one_hot(y, self.num_classes, dtype=keras.config.floatx())
-        return batch._replace(y=tf.where(known[:, None], rows, math.nan))
+        return tf.where(known[:, None], rows, math.nan)
 
 
 @keras.saving.register_keras_serializable("customstep")
@@ -314,22 +319,28 @@ class StandardizeTargets(Processor):
     Args:
         mean: number, or one for each target (the last axis of `y`).
         std: number above 0, or one for each target.
+        output: the entry of `y` and of the outputs, where these are dicts.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: a number is out of range, or `output` does not fit the data.
+
+    Example:
+
+        StandardizeTargets(mean=180, std=104, output="rotation")
     """
 
     mean: float | tuple[float, ...]
     std: float | tuple[float, ...]
+    output: str | None = None
 
     def __post_init__(self):
         _check_moments(self)
 
     def infer(self, batch):
-        return batch if batch.y is None else batch._replace(y=_standardized(self, batch.y))
+        return batch._replace(y=_map_output(self, lambda y: _standardized(self, y), batch.y))
 
     def outputs(self, outputs):
-        return keras.tree.map_structure(lambda z: _float32(z) * self.std + self.mean, outputs)
+        return _map_output(self, lambda z: _float32(z) * self.std + self.mean, outputs)
 
 
 @keras.saving.register_keras_serializable("customstep")
@@ -340,18 +351,20 @@ class Softmax(Processor):
     Args:
         temperature: float above 0 that the logits are divided by; above 1 for a model that is
             surer than it should be (Guo et al. 2017, arXiv:1706.04599).
+        output: the entry of the outputs that are the logits, where the outputs are a dict.
 
     Raises:
-        ValueError: `temperature` is out of range.
+        ValueError: `temperature` is out of range, or `output` does not fit the outputs.
     """
 
     temperature: float = 1.0
+    output: str | None = None
 
     def __post_init__(self):
         _check_positive("temperature", self.temperature)
 
     def outputs(self, outputs):
-        return tf.nn.softmax(_float32(outputs) / self.temperature)
+        return _map_output(self, lambda z: tf.nn.softmax(_float32(z) / self.temperature), outputs)
 
 
 # -- Pure functions -------------------------------------------------------------------------
@@ -462,6 +475,23 @@ def _standardized(moments, values):
         return (z - moments.mean) / moments.std
 
     return keras.tree.map_structure(standardize, values)
+
+
+def _map_output(processor, function, values):
+    """`function` of a tensor, or of the entry `processor.output` of a dict; None stays None."""
+    name = processor.output
+    if values is None:
+        return None
+    if name is None and not keras.tree.is_nested(values):
+        return function(values)
+    if isinstance(values, Mapping) and name in values:
+        return {**values, name: function(values[name])}
+    expected = "one tensor" if name is None else f"a dict with '{name}' in it"
+    raise ValueError(
+        f"`{type(processor).__name__}` cannot tell which targets or outputs are its own. Expected "
+        f"{expected}; received {keras.tree.map_structure(_described, values)}. Pass `output=` the "
+        "name of an entry where they are a dict, and leave it out where they are one tensor."
+    )
 
 
 def _float32(outputs):

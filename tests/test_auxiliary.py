@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import layers
 
 from customstep import StepModel
-from customstep.schedules import LinearDecay
+from customstep.schedules import LinearDecay, ReduceOnPlateau
 from customstep.templates import AuxiliaryLoss
 from tests.descriptors import equal
 from tests.test_examples import load
@@ -359,11 +359,34 @@ def test_two_replicas_match_one(two_replicas):
         ({"loss_weights": {"b": np.nan}}, "received nan"),
         ({"loss_weights": {"b": np.inf}}, "received inf"),
         ({"loss_weights": {"b": "half"}}, "received 'half'"),
+        (
+            {"loss_weights": {"b": ReduceOnPlateau(0.1, patience=9)}},
+            "weight of 'b' depends on what was measured.*of the step alone; received ReduceOnPlat",
+        ),
     ],
 )
 def test_losses_and_weights_that_do_not_fit_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         product(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"loss": {"a": "mse", "c": "mse"}},
+        {"loss": {"a": "mse"}, "loss_weights": {"b": 1.0}},
+        {"loss": {"a": "mse"}, "optimizer": {"generator": "sgd"}},
+    ],
+    ids=["loss", "weight", "optimizer"],
+)
+def test_refused_compile_leaves_the_earlier_one_as_it_was(arguments):
+    model = product()
+    terms = model.terms
+    with pytest.raises(ValueError):
+        model.compile(**arguments)
+    assert model.terms == terms
+    logs = model.train_on_batch(ONES, TARGETS, return_dict=True)
+    assert logs["b_loss"] == 1 and weight(model) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from customstep.processing import (
     Softmax,
     StandardizeTargets,
 )
-from customstep.templates import Processed
+from customstep.templates import AuxiliaryLoss, Processed
 from tests.descriptors import CLASSES, IMAGES, equal, processed, processed_compiled, state
 from tests.test_examples import load
 
@@ -43,6 +43,9 @@ EVERY = (
     OneHot(3),
     StandardizeTargets(1, 2),
     Softmax(2.0),
+    OneHot(3, output="a"),
+    StandardizeTargets(1, 2, output="a"),
+    Softmax(output="a"),
 )
 
 
@@ -359,6 +362,20 @@ def test_softmax_divides_by_the_temperature_and_gives_float32():
     np.testing.assert_allclose(probabilities, [[0.25, 0.75]], atol=1e-3)
 
 
+def test_processors_of_one_output_leave_the_others_as_they_are():
+    y = {"classes": tf.constant([2, 0]), "angle": tf.constant([[12.0], [8.0]])}
+    given = OneHot(3, output="classes").infer(Batch(None, y))
+    given = StandardizeTargets(10, 2, output="angle").infer(given)
+    assert given.y["classes"].numpy().tolist() == [[0, 0, 1], [1, 0, 0]]
+    assert given.y["angle"].numpy().tolist() == [[1], [-1]]
+    logits = {"classes": tf.zeros((2, 4)), "angle": given.y["angle"]}
+    outputs = Softmax(output="classes").outputs(logits)
+    assert outputs["angle"] is logits["angle"]
+    outputs = StandardizeTargets(10, 2, output="angle").outputs(outputs)
+    assert outputs["classes"].numpy().tolist() == [[0.25] * 4] * 2
+    assert np.array_equal(outputs["angle"], y["angle"])
+
+
 # Errors name what to do
 
 
@@ -397,6 +414,25 @@ def test_argument_out_of_range_is_named(make, message):
 def test_batch_that_does_not_fit_is_refused(processor, given, message):
     with pytest.raises(ValueError, match=message):
         processor.train(given, SEED)
+
+
+@pytest.mark.parametrize("make", [lambda o: OneHot(3, o), lambda o: StandardizeTargets(0, 1, o)])
+@pytest.mark.parametrize(
+    "output, y, message",
+    [
+        (None, {"a": CLASSES}, r"Expected one tensor; received {'a': 'int32 \(24,\)'}.*`output="),
+        ("b", {"a": CLASSES}, "Expected a dict with 'b' in it; received {'a'"),
+        ("b", CLASSES, r"Expected a dict with 'b' in it; received int32 \(24,\)"),
+        (None, [CLASSES], r"Expected one tensor; received \['int32"),
+    ],
+    ids=["unnamed", "unknown", "tensor", "list"],
+)
+def test_output_that_does_not_fit_is_refused(make, output, y, message):
+    y = keras.tree.map_structure(tf.constant, y)
+    with pytest.raises(ValueError, match=message):
+        make(output).infer(Batch(None, y))
+    with pytest.raises(ValueError, match="`Softmax` cannot tell.*" + message):
+        Softmax(output=output).outputs(y)
 
 
 def test_template_refuses_what_is_no_processor():
@@ -607,6 +643,33 @@ def test_template_is_inherited_together_with_another():
     inputs = keras.Input((1,))
     model = Both(inputs, layers.Identity()(inputs), processors=[Normalize(1, 1)])
     assert model.predict(np.float32([[3.0]]), verbose=0).tolist() == [[6.0]]  # 2 * 3 - 1 + 1
+
+
+def test_processors_of_single_outputs_meet_auxiliary_losses():
+    """By hand: logits 0 of two classes cost log 2; the angle 0 is one standard deviation off."""
+
+    class Both(Processed, AuxiliaryLoss):
+        pass
+
+    inputs = keras.Input((2,))
+    outputs = {n: layers.Dense(2, kernel_initializer="zeros")(inputs) for n in ("classes", "angle")}
+    processors = [OneHot(2, "classes"), StandardizeTargets(50, 10, "angle"), Softmax(1, "classes")]
+    model = Both(inputs=inputs, outputs=outputs, main="classes", processors=processors)
+    cross_entropy = keras.losses.CategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss={"classes": cross_entropy, "angle": "mse"})
+    model.optimizer.learning_rate = 0.0
+    x, y = np.ones((4, 2)), {"classes": np.array([0, 1, 1, 0]), "angle": np.full((4, 2), 60.0)}
+    history = model.fit(x, y, verbose=0).history
+    assert history["classes_loss"] == pytest.approx([np.log(2)])
+    assert history["angle_loss"] == pytest.approx([1])
+    predicted = model.predict(x, verbose=0)
+    assert (predicted["classes"] == 0.5).all() and (predicted["angle"] == 50).all()
+
+
+def test_copy_from_the_configuration_keeps_the_processors():
+    model = processed()
+    copied = type(model).from_config(model.get_config())
+    assert isinstance(copied, Processed) and copied.processors == model.processors
 
 
 # The example

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from customstep import replicas
 from customstep.checks import check_number
+from customstep.stateful import StatefulSchedule
 from customstep.step import Objective, StepModel
 
 __all__ = ["AuxiliaryLoss"]
@@ -24,7 +25,8 @@ class AuxiliaryLoss(StepModel):
     regularizers of the layers. Once trained, `main_model` is the main output alone.
 
     With fixed weights it is `keras.Model`, bit for bit. Use that where neither schedules,
-    weighted logs nor terms of your own are wanted.
+    weighted logs nor terms of your own are wanted. For a copy of a functional one use
+    `type(model).from_config(model.get_config())`: `keras.models.clone_model` does not pass `main`.
 
     Caruana 1997 (Multitask Learning); Szegedy et al. 2015 (arXiv:1409.4842), section 5, for heads
     that are discarded after the training; Bowman et al. 2016 (arXiv:1511.06349), section 3.1, for
@@ -146,12 +148,16 @@ class AuxiliaryLoss(StepModel):
             ValueError: a name or a weight does not fit.
         """
         loss, loss_weights = loss or {}, loss_weights or {}
-        self._judges = types.MappingProxyType(self._make_judges(loss))
-        if self._is_functional:
-            self._check_outputs(self.output)
-        self._check_names()
-        self._check_loss_weights(loss_weights)
-        super().compile(optimizer, metrics=metrics, **kwargs)
+        earlier, self._judges = self._judges, types.MappingProxyType(self._make_judges(loss))
+        try:
+            if self._is_functional:
+                self._check_outputs(self.output)
+            self._check_names()
+            self._check_loss_weights(loss_weights)
+            super().compile(optimizer, metrics=metrics, **kwargs)
+        except BaseException:
+            self._judges = earlier
+            raise
         arguments = {**self._compile_arguments, "loss": loss, "loss_weights": loss_weights}
         self._compile_arguments = types.MappingProxyType(arguments)
 
@@ -274,6 +280,12 @@ class AuxiliaryLoss(StepModel):
                 "give each output a loss."
             )
         for name, weight in loss_weights.items():
+            if isinstance(weight, StatefulSchedule):
+                raise ValueError(
+                    f"The weight of '{name}' depends on what was measured. Expected a number or a "
+                    f"callable of the step alone; received {weight!r}. Use a schedule such as "
+                    "`customstep.schedules.LinearDecay`, or a function of the step."
+                )
             if not callable(weight):
                 check_number(f"loss_weights['{name}']", weight, "[0, inf)")
 

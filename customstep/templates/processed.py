@@ -28,6 +28,9 @@ class Processed(StepModel):
     mean is the geometric mean of the probabilities, where `processing.Softmax` is a processor,
     and probabilities where the model itself ends in a softmax.
 
+    For a copy of a functional one use `type(model).from_config(model.get_config())`:
+    `keras.models.clone_model` drops the processors.
+
     Args:
         *args: `inputs` and `outputs` of a functional graph, as for `keras.Model`; none of them
             where a subclass has a `call`.
