@@ -15,7 +15,24 @@ import customstep
 
 FOLDER = pathlib.Path(customstep.__file__).parent
 MODULES = [name for _, name, _ in pkgutil.walk_packages([str(FOLDER)], "customstep.")]
-LEAVES = ("checks", "files", "grids", "latents", "losses", "noise", "pictures", "replicas")
+LEAVES = (
+    "checks",
+    "conditions",
+    "files",
+    "gradients",
+    "grids",
+    "latents",
+    "losses",
+    "noise",
+    "optimizers",
+    "pictures",
+    "processing",
+    "replicas",
+    "schedules",
+    "selection",
+    "stateful",
+    "variables",
+)
 
 
 @pytest.mark.parametrize("name", MODULES)
