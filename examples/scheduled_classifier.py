@@ -1,0 +1,152 @@
+"""A learning rate that changes at every step, and what it is worth (R3: dynamic learning rates).
+
+    python examples/scheduled_classifier.py                           # the embedded Fashion-MNIST
+    python examples/scheduled_classifier.py --dataset fashion_mnist   # all of it: 60,000 images
+    python examples/scheduled_classifier.py --schedule constant       # for comparison
+    python examples/scheduled_classifier.py --smoke                   # seconds: does it run at all?
+
+In `runs/scheduled_classifier/` it leaves `training.png`, the rate and the accuracy over the steps,
+and the model, `classifier.keras`.
+
+Measured on two shared cores that compute in bfloat16: 72 s and a test accuracy of 0.895 (another
+seed 0.887) on the embedded images; 6 min 21 s and 0.934 on all 60,000. The other schedules, at the
+same highest rate and on the embedded images: cosine 0.896, staircase 0.886, constant 0.883. The
+picture is `assets/scheduled_classifier.png`, of all images.
+"""
+
+import argparse
+import pathlib
+
+import customstep  # before keras: it keeps TensorFlow's start-up lines off the screen
+import keras
+import numpy as np
+import tensorflow as tf
+from customstep import precision
+from customstep.schedules import OneCycle, StepDecay, WarmupCosine
+from customstep.templates import ScheduledClassifier
+from keras import layers
+from matplotlib.figure import Figure
+
+BATCH_SIZE = 64  # images in a step
+EPOCHS = 7  # 156 steps each on the embedded data set, 937 on the full one
+LEARNING_RATE = 0.004  # the highest
+WEIGHT_DECAY = 0.05  # AdamW's, in proportion to the rate
+LABEL_SMOOTHING = 0.1  # the right class is to get 91 %, the others 1 % each
+WIDTHS = (32, 48, 96)  # channels at 28, 14 and 7 pixels
+
+SCHEDULES = {  # by name: functions of the number of steps
+    "one_cycle": lambda steps: OneCycle(LEARNING_RATE, steps),
+    "cosine": lambda steps: WarmupCosine(LEARNING_RATE, steps, warmup=0.1),
+    "staircase": lambda steps: StepDecay(LEARNING_RATE, max(1, steps // 3)),
+    "constant": lambda steps: StepDecay(LEARNING_RATE, steps),
+}
+
+
+def load_data(dataset, split, smoke):
+    """Batches of `(images, one-hot labels)`, images `(28, 28, channels)` in [-1, 1]."""
+    image_set = customstep.read_images(dataset, split, image_size=(28, 28))
+    data = image_set.batches(BATCH_SIZE, shuffle=split == "train")
+    data = data.map(lambda x, y: (x, tf.one_hot(y, len(image_set.class_names))))
+    return data.take(3) if smoke else data
+
+
+def convolution(filters, strides=1):
+    return [
+        layers.Conv2D(filters, 3, strides, padding="same", use_bias=False),
+        layers.BatchNormalization(momentum=0.9),
+        layers.ReLU(),
+    ]
+
+
+def build_network(channels, classes):
+    """Images to logits; the first layer mirrors half of the images while they train."""
+    first, second, third = WIDTHS
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, channels)),
+            layers.RandomFlip("horizontal", dtype="float32"),
+            *convolution(first),
+            *convolution(second, strides=2),
+            *convolution(second),
+            *convolution(third, strides=2),
+            *convolution(third),
+            layers.Flatten(),
+            layers.Dropout(0.2),
+            layers.Dense(classes, dtype="float32"),
+        ]
+    )
+
+
+def plot(path, rates, history, title):
+    """The rate of every step above the accuracy of every epoch, over the same steps."""
+    figure = Figure(figsize=(8, 5), dpi=100, layout="constrained")
+    above, below = figure.subplots(2, sharex=True)
+    above.plot(np.arange(len(rates)), rates, color="tab:red")
+    above.set_ylabel("learning rate")
+    above.set_ylim(0)
+    epochs = len(history["accuracy"])
+    steps = np.arange(1, epochs + 1) * len(rates) // epochs
+    below.plot(steps, history["accuracy"], "o-", markersize=4, label="training")
+    below.plot(steps, history["val_accuracy"], "o-", markersize=4, label="test")
+    below.set_ylabel("accuracy, after each epoch")
+    below.set_xlabel("step")
+    below.legend()
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    figure.savefig(path)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dataset", default="fashion_mini", help="a TFDS name")
+    parser.add_argument("--schedule", choices=SCHEDULES, default="one_cycle")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--out", type=pathlib.Path, default="runs/scheduled_classifier")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--smoke", action="store_true", help="two epochs of three steps")
+    args = parser.parse_args(argv)
+    epochs = 2 if args.smoke else args.epochs
+
+    keras.utils.set_random_seed(args.seed)
+    policy = "mixed_bfloat16" if precision.has_fast_bfloat16() else "float32"
+    keras.mixed_precision.set_global_policy(policy)
+    data = load_data(args.dataset, "train", args.smoke)
+    test_data = load_data(args.dataset, "test", args.smoke)
+    images, labels = data.element_spec
+    network = build_network(images.shape[-1], labels.shape[-1])
+
+    classifier = ScheduledClassifier(inputs=network.inputs, outputs=network.outputs)
+    classifier.compile(
+        keras.optimizers.AdamW(weight_decay=WEIGHT_DECAY),
+        keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=LABEL_SMOOTHING),
+        ["accuracy"],
+        schedule_lr=SCHEDULES[args.schedule](epochs * len(data)),
+    )
+    rates = []  # as the optimizer had them, step by step
+    record = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: rates.append(logs["learning_rate"])
+    )
+    history = classifier.fit(
+        data,
+        epochs=epochs,
+        shuffle=False,  # the data set shuffles itself
+        validation_data=test_data,
+        callbacks=[record],
+    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    classifier.save(args.out / "classifier.keras")
+    accuracy = history.history["val_accuracy"][-1]
+    title = f"{args.schedule} on {args.dataset}: test accuracy {accuracy:.3f}"
+    plot(args.out / "training.png", rates, history.history, title)
+    top = int(np.argmax(rates))
+    print(f"Rate: {rates[0]:.2g} at first, {rates[top]:.2g} at step {top}, {rates[-1]:.2g} at last")
+    print(f"Test accuracy {accuracy:.3f}. The curves are in {args.out / 'training.png'}.")
+    return history
+
+
+if __name__ == "__main__":
+    main()
