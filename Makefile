@@ -9,8 +9,9 @@ demo: setup  ## train a GAN on the embedded images, about two minutes, and say w
 test: setup  ## run all tests
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-bench: setup  ## compare speed with hand-written training steps
+bench: setup  ## compare speed with hand-written training steps, and of frozen steps with full ones
 	$(RUN) -m tests.benchmarks.step
+	$(RUN) -m tests.benchmarks.frozen
 
 setup: .venv/ready  ## make .venv, once
 
