@@ -69,7 +69,7 @@ def test_every_holds_once_in_a_cycle(condition, steps):
 
 def test_thresholds_look_at_the_exponential_mean_of_all_that_was_measured():
     values = np.random.default_rng(0).normal(size=30)
-    above, below = BoundSchedule(Above("x", 0.1, 0.8)), BoundSchedule(Below("x", 0.1, 0.8))
+    above, below = (BoundSchedule(kind("x", 0.1, 0.8), tf.bool) for kind in (Above, Below))
     assert bool(above(0.0)) and bool(below(0.0))  # nothing measured
     seen = []
     for count in range(1, len(values) + 1):
@@ -83,7 +83,7 @@ def test_thresholds_look_at_the_exponential_mean_of_all_that_was_measured():
 
 
 def test_threshold_without_smoothing_looks_at_the_last_value():
-    above = BoundSchedule(Above("x", 0.1, smoothing=0))
+    above = BoundSchedule(Above("x", 0.1, smoothing=0), tf.bool)
     for value in (1e6, 0.0, 0.125):
         above.observe(Objective({"x": tf.constant(value)}))
         assert float(above.variables["mean"].value) == value
