@@ -8,8 +8,8 @@ with its stem frozen, unfrozen from the top down, trained in full, or in full fr
 script prints which variables stayed bit-equal, what a step costs with the stem frozen, and how well
 each way does. In `runs/freeze_transfer/` it leaves `movement.png`, how far each layer moved.
 
-Measured on two busy cores, in four minutes: a step with the stem frozen takes 0.33 of a full one.
-Mean accuracies of three draws: frozen 0.71, gradual 0.74, full 0.74, from scratch 0.70.
+Measured on two busy cores, in under four minutes: a step with the stem frozen takes 0.33 of a full
+one. Mean accuracies of three draws: frozen 0.71, gradual 0.74, full 0.74, from scratch 0.70.
 """
 
 import argparse
