@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from customstep.files import atomic_path
+from customstep import pictures
 
 __all__ = ["plot_history"]
 
@@ -54,9 +54,7 @@ def plot_history(history, path, *, title=None):
         axes.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
     if title:
         figure.suptitle(title)
-    with atomic_path(path) as temporary:
-        # Without the version of matplotlib, equal curves are equal files.
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    pictures.save_figure(path, figure)
 
 
 def _curves(history):

@@ -1,4 +1,4 @@
-"""Sheets as files: PNG with its provenance inside, animated GIF; both whole or not at all."""
+"""Pictures as files: sheets as PNG with their provenance or as GIF, figures; whole or not at all."""
 
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
@@ -7,7 +7,23 @@ from customstep import __version__
 from customstep.checks import check_integer
 from customstep.files import atomic_path
 
-__all__ = ["read_metadata", "save_gif", "save_png"]
+__all__ = ["read_metadata", "save_figure", "save_gif", "save_png"]
+
+
+def save_figure(path, figure, **options):
+    """Writes a matplotlib figure as a PNG file; equal figures give equal bytes.
+
+    Args:
+        path: the file; it appears whole or not at all.
+        figure: `matplotlib.figure.Figure`.
+        **options: more arguments of `figure.savefig`, such as `dpi`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        # Without the version of matplotlib, which would differ from machine to machine.
+        figure.savefig(temporary, format="png", metadata={"Software": None}, **options)
 
 
 def save_png(path, sheet, metadata=None):
