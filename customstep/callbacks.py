@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from PIL import Image
 
-from customstep import grids, pictures, selection
+from customstep import grids, pictures, replicas, selection
 from customstep.checks import check_integer
 
 __all__ = ["SampleGrid", "Unfreeze"]
@@ -126,6 +126,8 @@ class SampleGrid(keras.callbacks.Callback):
         return self.directory / name
 
     def _write_gif(self):
+        if not replicas.is_chief(self.model.distribute_strategy):
+            return  # the sheets are with the worker that wrote them
         sheets = []
         for _, path in sorted(self._frames.items()):
             if path.exists():

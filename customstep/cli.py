@@ -8,6 +8,7 @@ does the work; `COMMANDS` lists them. What a user can get wrong is raised as a `
 import argparse
 import contextlib
 import math
+import os
 import pathlib
 import sys
 import textwrap
@@ -15,7 +16,7 @@ import textwrap
 import keras
 import numpy as np
 
-from customstep import __version__, datasets, grids, latents, pictures
+from customstep import __version__, datasets, grids, latents, launching, pictures
 from customstep.files import atomic_path
 from customstep.inspection import inspect
 
@@ -41,7 +42,7 @@ def main(argv=None):
     """
     parser = _Parser(
         prog="customstep",
-        description="Look at models that were trained with customstep.",
+        description="Look at models that were trained with customstep, and train on many processes.",
         epilog="'customstep COMMAND --help' describes a command and gives examples.",
     )
     parser.add_argument("--version", action="version", version=f"customstep {__version__}")
@@ -172,7 +173,44 @@ examples:
     parser.set_defaults(run=_run_inspect, parser=parser)
 
 
-COMMANDS = (_grid, _inspect)
+def _launch(commands):
+    """Adds `customstep launch`."""
+    parser = commands.add_parser(
+        "launch",
+        help="run a training script in several processes",
+        description="Run a training script in several processes that train one model in step, each\n"
+        "on its part of every batch. The script needs no change. The first process\n"
+        "prints and writes files; if one dies, all end.",
+        epilog="""\
+examples:
+  customstep launch --workers 2 examples/dcgan.py --smoke
+      two processes on this machine
+  TF_CONFIG='{"cluster": {"worker": ["host1:2222", "host2:2222"]},
+              "task": {"type": "worker", "index": 0}}' customstep launch train.py
+      the first of two machines; "index": 1 on the second
+""",
+    )
+    parser.add_argument(
+        "--workers",
+        type=_whole(1),
+        metavar="N",
+        help="processes to start on this machine (default: 2; not where TF_CONFIG is set)",
+    )
+    parser.add_argument(
+        "--max-restarts",
+        type=_whole(0),
+        default=0,
+        metavar="K",
+        help="how often to start all again after one has died (default: %(default)s)",
+    )
+    parser.add_argument("script", metavar="SCRIPT.py", type=pathlib.Path)
+    parser.add_argument(
+        "arguments", nargs=argparse.REMAINDER, metavar="...", help="the script's own arguments"
+    )
+    parser.set_defaults(run=_run_launch, parser=parser)
+
+
+COMMANDS = (_grid, _inspect, _launch)
 
 
 def _run_grid(arguments):
@@ -203,6 +241,25 @@ def _run_grid(arguments):
             metadata["labels"] = ",".join(map(str, classes))
         pictures.save_png(temporary, sheet, metadata)
     print(f"{arguments.out}: {width} x {height} pixels, {rows * cols} images")
+
+
+def _run_launch(arguments):
+    if not arguments.script.is_file():
+        raise ValueError(
+            f"There is no script to run. Expected the path of a Python file; received "
+            f"'{arguments.script}'. Correct the path."
+        )
+    if "TF_CONFIG" not in os.environ:
+        workers = arguments.workers or 2
+        sys.exit(
+            launching.launch(arguments.script, arguments.arguments, workers, arguments.max_restarts)
+        )
+    if arguments.workers or arguments.max_restarts:
+        raise ValueError(
+            "Workers are chosen from two sides. Expected TF_CONFIG or the options of this "
+            "command; received both. Unset TF_CONFIG, or leave out --workers and --max-restarts."
+        )
+    launching.run(arguments.script, arguments.arguments)
 
 
 def _run_inspect(arguments):

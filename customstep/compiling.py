@@ -1,11 +1,13 @@
 """What surrounds a training step: `compile`, the optimizers, the logs, `fit`."""
 
 import inspect
+import tempfile
 import types
 
 import keras
 import tensorflow as tf
 
+from customstep import replicas
 from customstep.optimizers import (
     OptimizerGroup,
     check_rates_are_fixed,
@@ -100,6 +102,13 @@ class CompiledModel(PersistentModel):
             layer.compute_dtype == "float16" for layer in self._flatten_layers()
         ):
             optimizers = {name: with_loss_scale(one) for name, one in optimizers.items()}
+        replicas.check_arguments(
+            self._distribute_strategy, optimizers, jit_compile=kwargs.get("jit_compile", False)
+        )
+        if kwargs.get("steps_per_execution", 1) != 1:
+            kwargs["steps_per_execution"] = replicas.steps_per_execution(
+                self._distribute_strategy, kwargs["steps_per_execution"]
+            )
         if self._trains_all_at_once:
             [optimizer] = optimizers.values()  # over all variables, as Keras expects
         else:
@@ -236,6 +245,7 @@ class CompiledModel(PersistentModel):
             ValueError: there are sample weights but no targets, a case that Keras ignores.
         """
         arguments = inspect.signature(super().evaluate).bind(*args, **kwargs).arguments
+        replicas.check_scope(self, self._distribute_strategy)
         _check_weights_have_targets(arguments)
         return super().evaluate(*args, **kwargs)
 
@@ -247,12 +257,16 @@ class CompiledModel(PersistentModel):
                 callback sets a learning rate that `schedule_lr` sets too.
         """
         arguments = inspect.signature(super().fit).bind(*args, **kwargs).arguments
+        replicas.check_scope(self, self._distribute_strategy)
         _check_weights_have_targets(arguments)
-        callbacks = arguments.get("callbacks")
+        callbacks = arguments.get("callbacks") or []
         callbacks = getattr(callbacks, "callbacks", keras.tree.flatten(callbacks))
         self._check_rate_is_set_once(callbacks)
         try:
-            return super().fit(*args, **kwargs)
+            with tempfile.TemporaryDirectory() as scratch:
+                if not replicas.is_chief(self._distribute_strategy):
+                    callbacks = arguments["callbacks"] = _followers(callbacks, scratch)
+                return super().fit(**arguments)
         except BaseException as error:
             for callback in callbacks:
                 try:
@@ -260,6 +274,34 @@ class CompiledModel(PersistentModel):
                 except Exception as failure:
                     error.add_note(f"{type(callback).__name__} failed after it: {failure!r}")
             raise
+
+
+def _followers(callbacks, scratch):
+    """The callbacks as a worker runs them that is not the chief, which writes their files.
+
+    It reads with the chief what is restored, and takes part in every saving, because some variables
+    can be read by all workers together only, but saves into the folder `scratch`.
+    """
+    followers = []
+    for callback in callbacks:
+        if isinstance(callback, keras.callbacks.BackupAndRestore):
+            followers.append(_Restore(callback))
+            followers.append(keras.callbacks.BackupAndRestore(scratch, callback.save_freq))
+        elif not isinstance(callback, (keras.callbacks.CSVLogger, keras.callbacks.TensorBoard)):
+            followers.append(callback)
+    return followers
+
+
+class _Restore(keras.callbacks.Callback):
+    """The first half of `keras.callbacks.BackupAndRestore`."""
+
+    def __init__(self, backup):
+        super().__init__()
+        self.backup = backup
+
+    def on_train_begin(self, logs=None):
+        self.backup.set_model(self.model)
+        self.backup.on_train_begin(logs)
 
 
 def _check_weights_have_targets(arguments):

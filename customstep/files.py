@@ -5,13 +5,18 @@ import os
 import pathlib
 import tempfile
 
+from customstep import replicas
+
+__all__ = ["atomic_path", "replaced", "thrown_away"]
+
 
 @contextlib.contextmanager
 def atomic_path(path):
     """A temporary path to write to, which becomes `path` when the block ends well.
 
     A block that raises leaves whatever `path` held before. The temporary name keeps the suffix,
-    because many writers choose their format by it.
+    because many writers choose their format by it. Of several workers only the chief writes; what
+    the others write is thrown away.
 
     Args:
         path: the final file; missing parent folders are made.
@@ -29,6 +34,10 @@ def atomic_path(path):
             image.save(temporary)
     """
     path = pathlib.Path(path)
+    if not replicas.is_chief():
+        with thrown_away(path) as temporary:
+            yield temporary
+        return
     if path.is_dir():
         raise IsADirectoryError(
             f"Cannot write the file '{path}': it is a folder. Expected the name of a file; "
@@ -40,6 +49,13 @@ def atomic_path(path):
         temporary = pathlib.Path(folder) / path.name
         yield temporary
         os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def thrown_away(path):
+    """A temporary path of the same name as `path`, gone after the block."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield pathlib.Path(folder) / pathlib.Path(path).name
 
 
 @contextlib.contextmanager

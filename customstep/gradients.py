@@ -75,7 +75,7 @@ class GradientTransform(SavedDataclass):
         gradients, objective = compute(**how)
         transformed = [
             None if g is None else tf.where(tf.math.is_finite(g), self.transform(g, variable), g)
-            for g, variable in zip(_whole(gradients), variables)
+            for g, variable in zip(replicas.whole_gradients(gradients), variables)
         ]
         return [None if g is None else replicas.share(g) for g in transformed], objective
 
@@ -215,7 +215,7 @@ class SharpnessAware(SavedDataclass):
         gradients, objective = compute(at=at, **how)
         if at is None:
             at = [tf.convert_to_tensor(variable.value) for variable in variables]
-        gradients, _ = compute(at=self._worst_point(_whole(gradients), at), **how)
+        gradients, _ = compute(at=self._worst_point(replicas.whole_gradients(gradients), at), **how)
         return gradients, objective
 
     def _worst_point(self, gradients, weights):
@@ -264,7 +264,7 @@ class GradientSurgery(SavedDataclass):
                 stacklevel=2,
             )
         terms = [[_dense(gradient) for gradient in gradients] for gradients in by_term.values()]
-        weights = tf.unstack(surgery_weights(_inner_products([_whole(term) for term in terms])))
+        weights = tf.unstack(surgery_weights(_inner_products([replicas.whole_gradients(term) for term in terms])))
         gradients = [
             [tf.cast(weight, g.dtype) * g for weight, g in zip(weights, parts) if g is not None]
             for parts in zip(*terms)
@@ -306,13 +306,6 @@ def _inner_products(vectors):
             terms = [tf.reduce_sum(a * b) for a, b in pairs if a is not None and b is not None]
             rows[i][j] = rows[j][i] = sum(terms, 0.0)
     return tf.convert_to_tensor(rows)
-
-
-def _whole(gradients):
-    """Gradients of the global batch: dense, summed over the replicas' shares, float32 at least."""
-    totals = replicas.total([_dense(g) for g in gradients if g is not None])
-    totals = iter([tf.cast(g, tf.float32) if g.dtype.size < 4 else g for g in totals])
-    return [None if gradient is None else next(totals) for gradient in gradients]
 
 
 def _dense(gradient):

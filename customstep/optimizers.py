@@ -5,6 +5,7 @@ import types
 import keras
 import tensorflow as tf
 
+from customstep import replicas
 from customstep.stateful import BoundSchedule
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "all_finite",
     "by_update",
     "check_rates_are_fixed",
+    "clipped_over_replicas",
     "loss_scale",
     "methods_by_update",
     "optimizers_by_update",
@@ -281,6 +283,28 @@ def unscaled(gradient, scale):
         return gradient
     wide = tf.cast(gradient, tf.float32) if gradient.dtype == tf.float16 else gradient
     return tf.math.scalar_mul(1 / tf.cast(scale, wide.dtype), wide)
+
+
+def clipped_over_replicas(optimizer, gradients):
+    """Shares of gradients that are clipped as those of the global batch, where it is on replicas.
+
+    A Keras optimizer clips what it is given, which is one replica's share. The shares of clipped
+    gradients are within its limits and pass as they are.
+
+    Args:
+        optimizer: `keras.optimizers.Optimizer`.
+        gradients: sequence of one replica's gradients or None.
+
+    Returns:
+        Such a sequence: the same without replicas, or where the optimizer does not clip.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    clips = optimizer.clipnorm or optimizer.global_clipnorm or optimizer.clipvalue
+    if replicas.count() == 1 or not clips:
+        return gradients
+    totals = replicas.whole_gradients(gradients)
+    clipped = iter(optimizer._clip_gradients([g for g in totals if g is not None]))
+    return [None if g is None else replicas.share(next(clipped)) for g in totals]
 
 
 def overwrites_weights(optimizer):

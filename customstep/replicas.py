@@ -1,30 +1,72 @@
-"""What a training step has to know of `tf.distribute`; no other file knows of it."""
+"""What a training step has to know of `tf.distribute`; no other file knows of it.
 
+Replicas are the devices that train one model in step, in one process (`MirroredStrategy`) or in
+several, the workers (`MultiWorkerMirroredStrategy`).
+"""
+
+import warnings
+
+import keras
 import tensorflow as tf
 
-__all__ = ["cond", "count", "every", "index", "mean", "share", "total", "whole"]
+__all__ = [
+    "check_arguments",
+    "check_scope",
+    "cond",
+    "count",
+    "every",
+    "index",
+    "is_chief",
+    "join",
+    "meet",
+    "reducible",
+    "share",
+    "specification",
+    "steps_per_execution",
+    "total",
+    "weight",
+    "whole",
+    "whole_gradients",
+]
+
+
+# -- Inside a step --------------------------------------------------------------------------
 
 
 def count():
-    """The number of replicas that train in step, 1 without a strategy."""
+    """The number of replicas that run this code in step, 1 outside of `strategy.run`."""
+    if tf.distribute.in_cross_replica_context():
+        return 1
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def share(mean):
-    """One replica's share of a global mean: optimizers sum gradients over the replicas.
+def weight(size):
+    """What a mean over this replica's part of a batch weighs in the mean over the whole batch.
+
+    Optimizers sum gradients over the replicas, so the sum of weighted means is what one device
+    would descend, also where the parts of a last batch differ in size or some are empty.
 
     Args:
-        mean: float scalar, the mean over this replica's part of the batch.
+        size: the number of examples in this replica's part, an int or an int scalar.
 
     Returns:
-        Float scalar; the sum over replicas that hold equal parts is the mean over the whole batch.
+        1 without a strategy, else a float32 scalar.
     """
-    return mean if count() == 1 else mean / count()
+    if count() == 1:
+        return 1
+    size = tf.cast(size, tf.float32)
+    return tf.math.divide_no_nan(size, *total([size]))
+
+
+def share(whole):
+    """An equal share, for each replica, of what is the same on all: a tensor over their number."""
+    return whole if count() == 1 else whole / count()
 
 
 def whole(share):
-    """The inverse of `share`, for the losses that Keras has divided already."""
-    return share if count() == 1 else share * count()
+    """The whole of a share, for the losses that Keras has divided, in any context."""
+    number = tf.distribute.get_strategy().num_replicas_in_sync
+    return share if number == 1 else share * number
 
 
 def index():
@@ -43,9 +85,35 @@ def total(tensors):
     return replica.all_reduce(tf.distribute.ReduceOp.SUM, list(tensors))
 
 
-def mean(tensors):
-    """The means of tensors over all replicas, a list."""
-    return [share(tensor) for tensor in total(tensors)]
+def whole_gradients(gradients):
+    """Gradients of the global batch: dense, summed over the replicas, float32 at least.
+
+    Args:
+        gradients: list of tensors, dense or sparse, or None.
+
+    Returns:
+        List of dense tensors or None.
+    """
+    totals = total([tf.convert_to_tensor(g) for g in gradients if g is not None])
+    totals = iter([tf.cast(g, tf.float32) if g.dtype.size < 4 else g for g in totals])
+    return [None if gradient is None else next(totals) for gradient in gradients]
+
+
+def reducible(logs):
+    """The logs of a step in the form that Keras can reduce: on several workers not as scalars.
+
+    There `fit` takes the mean over the first axis, which a scalar does not have.
+
+    Args:
+        logs: dict of name to scalar.
+
+    Returns:
+        Dict of name to scalar, or to a tensor of shape `(1,)` on several workers.
+    """
+    strategy = tf.distribute.get_strategy()
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return logs
+    return {name: tf.reshape(value, [1]) for name, value in logs.items()}
 
 
 def every(condition):
@@ -78,7 +146,11 @@ def cond(condition, yes, no, *arguments):
         local = strategy.experimental_local_results
 
         def run(branch):
-            outputs = strategy.extended.call_for_each_replica(branch, arguments)
+            def placed(*arguments):
+                # What a branch is given has no device, and a reduction asks for one.
+                return branch(*tf.nest.map_structure(_placed, arguments))
+
+            outputs = strategy.extended.call_for_each_replica(placed, arguments)
             flat = [local(output) for output in tf.nest.flatten(outputs)]
             # What is the same object on all replicas, such as None, comes back as one.
             number = max(map(len, flat), default=1)
@@ -89,4 +161,161 @@ def cond(condition, yes, no, *arguments):
 
     outputs = replica.merge_call(across_replicas, (condition, *arguments))
     number = tf.get_static_value(replica.replica_id_in_sync_group)
-    return outputs[number % len(outputs)] if outputs else None
+    mine = outputs[number % len(outputs)] if outputs else None
+    return tf.nest.map_structure(_placed, mine)
+
+
+def _placed(tensor):
+    """A tensor on the device of this replica; what is no tensor, such as None, as it is."""
+    return tf.identity(tensor) if tf.is_tensor(tensor) else tensor
+
+
+# -- Around a step --------------------------------------------------------------------------
+
+
+def join():
+    """Makes this process one of several workers, for all models made from now on.
+
+    The variable `TF_CONFIG` says which one of whom (see
+    `tf.distribute.MultiWorkerMirroredStrategy`). It returns once all workers are there.
+    """
+    tf.distribute.experimental_set_strategy(tf.distribute.MultiWorkerMirroredStrategy())
+
+
+def is_chief(strategy=None):
+    """Whether this process is the one that writes files, as it is where it trains alone.
+
+    Reading a model's variables takes all workers, so that all of them save it, and all but the
+    chief throw away what they wrote.
+
+    Args:
+        strategy: `tf.distribute.Strategy`; None for the one in force.
+
+    Returns:
+        bool.
+
+    Example:
+
+        if customstep.replicas.is_chief():
+            print("This is printed once.")
+    """
+    resolver = (strategy or tf.distribute.get_strategy()).cluster_resolver
+    if resolver is None or not resolver.cluster_spec():
+        return True
+    has_chief = "chief" in resolver.cluster_spec().jobs
+    return resolver.task_type == "chief" or (not has_chief and resolver.task_id == 0)
+
+
+def meet(strategy):
+    """Waits until all workers of a strategy have come here, where there are several."""
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        strategy.gather(tf.zeros([1]), axis=0)
+
+
+def specification(dataset):
+    """What one replica is given of a data set: nest of `tf.TensorSpec`, whose batch size varies.
+
+    Args:
+        dataset: `tf.data.Dataset`, distributed or not.
+    """
+
+    def of_one_replica(spec):
+        if not isinstance(spec, tf.TypeSpec):
+            return spec
+        first, *_ = tf.nest.flatten(spec, expand_composites=True)
+        return tf.TensorSpec([None, *first.shape[1:]], first.dtype)
+
+    return keras.tree.map_structure(of_one_replica, dataset.element_spec)
+
+
+def check_scope(model, strategy):
+    """Raises a `ValueError` where a model is used under another strategy than it was made under.
+
+    Args:
+        model: `keras.Model`, for its name.
+        strategy: the `tf.distribute.Strategy` it was made under, or None.
+    """
+    current = tf.distribute.get_strategy() if tf.distribute.has_strategy() else None
+    if current is not None and current is not strategy:
+        made = f"under {type(strategy).__name__}" if strategy else "under none"
+        raise ValueError(
+            f"The variables of '{model.name}' are not where the replicas look for them. Expected a "
+            f"model made under the {type(current).__name__} in force; received one made {made}. "
+            "Make, load and compile it inside `with strategy.scope():`."
+        )
+
+
+def check_arguments(strategy, optimizers, *, jit_compile=False):
+    """Raises a `ValueError` where `compile` asks for what replicas cannot do.
+
+    Each of these fails deep inside TensorFlow, if at all, once training begins.
+
+    Args:
+        strategy: the `tf.distribute.Strategy` of the model, or None.
+        optimizers: dict of update name to `keras.optimizers.Optimizer`.
+        jit_compile: as for `keras.Model.compile`.
+    """
+    if strategy is None or strategy.num_replicas_in_sync == 1:
+        return
+    if strategy is not tf.distribute.get_strategy():
+        raise ValueError(
+            "The model is compiled outside of its strategy. Expected `compile` under the "
+            f"{type(strategy).__name__} that the model was made under; received a call outside "
+            "of it. Move it inside `with strategy.scope():`."
+        )
+    if jit_compile is True:
+        raise ValueError(
+            "XLA cannot compile a step over several replicas. Expected `jit_compile=False`; "
+            f"received True for {strategy.num_replicas_in_sync} replicas. Leave it out, or train "
+            "on one device."
+        )
+    for name, optimizer in optimizers.items():
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        if not isinstance(optimizer.variables[0].value, tf.distribute.DistributedValues):
+            raise ValueError(
+                f"The optimizer of '{name}' was made outside of the model's strategy. Expected one "
+                f"made under {type(strategy).__name__}; received one whose variables are on one "
+                "device. Make it inside `with strategy.scope():`."
+            )
+        if optimizer.gradient_accumulation_steps:
+            raise ValueError(
+                f"The optimizer of '{name}' accumulates gradients, which Keras cannot do over "
+                "several replicas. Expected `gradient_accumulation_steps=None`; received "
+                f"{optimizer.gradient_accumulation_steps}. Leave it out, and pass batches that "
+                "many times as large."
+            )
+        if optimizer.use_ema and optimizer.ema_overwrite_frequency:
+            raise ValueError(
+                f"The optimizer of '{name}' overwrites weights by their averages, which Keras "
+                "cannot do over several replicas. Expected `ema_overwrite_frequency=None`; "
+                f"received {optimizer.ema_overwrite_frequency}. Leave it out: `fit` puts the "
+                "averages in place at its end."
+            )
+
+
+def steps_per_execution(strategy, steps):
+    """How many steps one call of the graph can do, which changes its speed and nothing else.
+
+    TensorFlow's collective operations fail inside the loop that Keras makes of several steps; they
+    were seen to on processors, with one process and with several.
+
+    Args:
+        strategy: the `tf.distribute.Strategy` of the model, or None.
+        steps: as for `keras.Model.compile`.
+
+    Returns:
+        `steps`, or 1 with a warning.
+    """
+    if strategy is None or strategy.num_replicas_in_sync == 1:
+        return steps
+    in_loops = tf.distribute.ReductionToOneDevice, tf.distribute.HierarchicalCopyAllReduce
+    if isinstance(getattr(strategy.extended, "_cross_device_ops", None), in_loops):
+        return steps
+    warnings.warn(
+        "Steps are run one by one, because TensorFlow's collective operations fail in a loop. "
+        f"Expected `steps_per_execution=1` for these replicas; received {steps}. Leave it out, or, "
+        "in one process, make the strategy with "
+        "`cross_device_ops=tf.distribute.ReductionToOneDevice()`.",
+        stacklevel=4,
+    )
+    return 1

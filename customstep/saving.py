@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 import inspect
+import types
 
 import keras
 
-from customstep import files
+from customstep import files, replicas
 
 __all__ = ["PersistentModel", "SavedDataclass", "SavedVariables"]
 
@@ -18,13 +19,21 @@ class PersistentModel(keras.Model):
     the constructor, or with a `call` of its own; all three kinds may share a base class, which
     Keras does not allow. Constructor arguments that are kept in attributes of the same names are
     saved, networks included, and so are the states of all random generators. A file that cannot
-    be written leaves the old one in place.
+    be written leaves the old one in place. An exported model serves what `predict` returns.
     """
+
+    _called_on = None
 
     def __init__(self, *args, **kwargs):
         if _describes_a_graph(args, kwargs) and not isinstance(self, _Functional):
             object.__setattr__(self, "__class__", _functional_twin(type(self)))
         super().__init__(*args, **kwargs)
+
+    def __call__(self, *args, **kwargs):
+        if self._called_on is None and args:  # of a `call`, Keras does not keep the dtypes
+            specs = keras.tree.map_structure(_input_spec, args[0])
+            self._called_on = types.SimpleNamespace(specs=specs)  # which Keras does not track
+        return super().__call__(*args, **kwargs)
 
     def get_config(self):
         names, open_ended, takes_graph = _constructor_arguments(self.__class__)
@@ -61,12 +70,77 @@ class PersistentModel(keras.Model):
         return getattr(self.__class__, load.__name__), arguments
 
     def save(self, filepath, overwrite=True, **kwargs):
-        with files.replaced(filepath, overwrite) as path:
+        with self._destination(filepath, overwrite) as path:
             super().save(path, overwrite=overwrite, **kwargs)
 
     def save_weights(self, filepath, overwrite=True, **kwargs):
-        with files.replaced(filepath, overwrite) as path:
+        with self._destination(filepath, overwrite) as path:
             super().save_weights(path, overwrite=overwrite, **kwargs)
+
+    def load_weights(self, filepath, **kwargs):
+        replicas.meet(self.distribute_strategy)  # what the chief has saved is then there
+        super().load_weights(filepath, **kwargs)
+
+    def export(
+        self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs
+    ):
+        """Exports the model for inference, as `keras.Model.export` does.
+
+        What is served is what `predict` returns, pre- and post-processing included. It is loaded
+        without this package.
+
+        Args:
+            filepath: as in Keras, like `format`, `verbose` and `**kwargs`.
+            input_signature: as in Keras; by default the inputs of the functional graph, or what
+                the model was first called on, for batches of any size. Give it where what
+                `predict` takes differs from these, such as images of another dtype.
+
+        Raises:
+            ValueError: the model was never called, so that nothing is known of its inputs.
+        """
+        if input_signature is None:
+            input_signature = [self._served_specs()]
+        _Served(self).export(filepath, format, verbose, input_signature, **kwargs)
+
+    def _served_specs(self):
+        """The inputs that `predict` takes: a nest of `keras.InputSpec`."""
+        if isinstance(self, _Functional):
+            return keras.tree.map_structure(_input_spec, self.input)
+        if self._called_on is None:
+            raise ValueError(
+                f"{self.__class__.__name__} cannot be exported yet. Expected a model that knows "
+                "the shapes of its inputs; received one that was never called. Call it on a "
+                "batch, or train it, first."
+            )
+        return self._called_on.specs
+
+    def _run_through_graph(self, *args, **kwargs):
+        if kwargs.keys() >= {"operation_fn", "call_fn"}:  # only `keras.models.clone_model` has both
+            self._check_clone_is_whole()
+        return super()._run_through_graph(*args, **kwargs)
+
+    def _check_clone_is_whole(self):
+        """Raises a `ValueError` where the constructor needs more than the graph.
+
+        Keras means to clone a model with a `get_config` of its own from its configuration, but
+        overlooks that (3.15, `models/cloning.py`): it gives the graph alone to the constructor, or
+        to that of `keras.Model`.
+        """
+        names, _, takes_graph = _constructor_arguments(self.__class__)
+        if not (takes_graph and not names) and names != ["inputs", "outputs", "name"]:
+            raise ValueError(
+                f"{self.__class__.__name__} cannot be cloned by `keras.models.clone_model`. "
+                "Expected a constructor that takes `*args, **kwargs` alone, because Keras passes "
+                f"the graph and drops all else; received one with {', '.join(names) or 'neither'}."
+                " Use `type(model).from_config(model.get_config())`, or clone "
+                "`keras.Model(model.input, model.output)` and make a new model of that graph."
+            )
+
+    def _destination(self, path, overwrite=True):
+        """Where to write what becomes the file `path`, or is thrown away if others write it."""
+        if not replicas.is_chief(self.distribute_strategy):
+            return files.thrown_away(path)
+        return files.replaced(path, overwrite)
 
     @property
     def random_states(self):
@@ -74,6 +148,18 @@ class PersistentModel(keras.Model):
         weights = {id(variable) for variable in self.weights}
         states = [v for v in self.variables if id(v) not in weights]
         return SavedVariables("random_states", {str(i): v for i, v in enumerate(states)})
+
+
+class _Served(keras.Model):
+    """What is exported of a model: its `predict_step`."""
+
+    def __init__(self, model):
+        super().__init__(name=model.name, autocast=False)
+        self.model = model
+        self.built = True
+
+    def call(self, inputs):
+        return self.model.predict_step((inputs,))
 
 
 class SavedVariables(keras.Operation):
@@ -137,6 +223,17 @@ def _constructor_arguments(cls):
         if inspect.Parameter.VAR_KEYWORD not in kinds:
             return names, False, "inputs" in names
     return names, True, positional or "inputs" in names
+
+
+def _input_spec(tensor):
+    """The `keras.InputSpec` of an input in batches of any size; None if it is no tensor."""
+    if not hasattr(tensor, "dtype"):
+        return None
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    if "float" in dtype:  # whatever the data are stored in, and the model computes in
+        dtype = keras.config.floatx()
+    name = tensor.name if isinstance(tensor, keras.KerasTensor) else None
+    return keras.InputSpec(dtype, (None, *tensor.shape[1:]), name=name)
 
 
 def _describes_a_graph(args, kwargs):

@@ -100,12 +100,18 @@ class BoundSchedule:
             )
         return tf.cast(value, self._dtype)
 
-    def observe(self, objective):
-        """Moves the state on by what one step measured, an `Objective`."""
+    def observe(self, objective, size):
+        """Moves the state on by what one step measured.
+
+        Args:
+            objective: `Objective` of this replica's part of the batch.
+            size: the number of examples in it.
+        """
         if not self._is_stateful:
             return
         values = {**objective.logs, **objective.terms, "loss": objective.total}
-        means = replicas.mean([tf.cast(value, tf.float32) for value in values.values()])
+        weight = replicas.weight(size)
+        means = replicas.total([weight * tf.cast(v, tf.float32) for v in values.values()])
         finite = tf.reduce_all(tf.math.is_finite(means))
         state = self._state()
         new = self._schedule.observe(state, _Measured(zip(values, means)))

@@ -21,7 +21,14 @@ import tensorflow as tf
 from customstep import replicas, variables
 from customstep.checks import check_integer
 from customstep.compiling import CompiledModel
-from customstep.optimizers import all_finite, loss_scale, overwrites_weights, scaled, unscaled
+from customstep.optimizers import (
+    all_finite,
+    clipped_over_replicas,
+    loss_scale,
+    overwrites_weights,
+    scaled,
+    unscaled,
+)
 
 __all__ = ["Batch", "Objective", "StepModel", "Update"]
 
@@ -243,15 +250,16 @@ class StepModel(CompiledModel):
         self._check_metrics_are_fed()
         self.after_step(batch)
         self.step_state.variables["step"].assign_add(1)
-        return {**logs, **self._scheduled_rates()}
+        return replicas.reducible({**logs, **self._scheduled_rates()})
 
     def test_step(self, data):
         batch = self._receive(data, training=False)
         logs = {}
         for objective in dict.fromkeys(update.objective for update in self.updates()):
-            logs.update(self._track(objective(batch, False), batch))
+            logs.update(self._track(_evaluate(objective, batch, False), batch))
         self._check_metrics_are_fed()
-        return {name: value for name, value in logs.items() if name not in self._counters}
+        logs = {name: value for name, value in logs.items() if name not in self._counters}
+        return replicas.reducible(logs)
 
     def predict_step(self, data):
         batch = self._receive(data, training=False)
@@ -283,7 +291,7 @@ class StepModel(CompiledModel):
                 batch,
             )
             _attach_masks(objective, masks)
-            self._conditions[update.name].observe(objective)
+            self._conditions[update.name].observe(objective, batch.size)
         else:
             objective = self._descend(update, batch)
         if self._skip_nonfinite:
@@ -308,21 +316,22 @@ class StepModel(CompiledModel):
             `Objective` they were taken of.
         """
         scale = loss_scale(self.optimizers[update.name])
+        weight = replicas.weight(batch.size)
         # Watching the sources alone saves the backward pass of all that is not trained here.
         with tf.GradientTape(persistent=by_term, watch_accessed_variables=False) as tape:
             if at is None:
                 sources = update.variables
                 tape.watch([variable.value for variable in sources])
-                objective = update.objective(batch, True)
+                objective = _evaluate(update.objective, batch, True)
             else:
                 sources = at
                 tape.watch(sources)
                 values = [*state, *zip(update.variables, at)]
                 with variables.without_effects(self.variables, values):
-                    objective = update.objective(batch, True)
+                    objective = _evaluate(update.objective, batch, True)
             losses = objective.terms if by_term else {"loss": objective.total}
             losses = {
-                name: scaled(replicas.share(tf.cast(loss, keras.config.floatx())), scale)
+                name: scaled(tf.cast(weight * loss, keras.config.floatx()), scale)
                 for name, loss in losses.items()
             }
         gradients = {
@@ -363,9 +372,7 @@ class StepModel(CompiledModel):
         values["loss"] = objective.total
         for name, tracker in self._trackers.items():
             if name in values:
-                # A replica whose part of the last batch is empty has no mean.
-                value = tf.where(tf.greater(batch.size, 0), values[name], 0)
-                tracker.update_state(value, sample_weight=batch.size)
+                tracker.update_state(values[name], sample_weight=batch.size)
         if objective.y_pred is None:
             if self._metrics_wait_for_predictions:  # which another update may have
                 return {name: tracker.result() for name, tracker in self._trackers.items()}
@@ -388,7 +395,7 @@ class StepModel(CompiledModel):
                 gradients, objective = self.gradients(update, batch)
                 self._apply(update, *gradients)
         if update.name in self._schedules:
-            self._schedules[update.name].observe(objective)
+            self._schedules[update.name].observe(objective, batch.size)
         return objective
 
     def _descend_if_finite(self, update, batch):
@@ -407,7 +414,7 @@ class StepModel(CompiledModel):
 
     def _rest(self, update, batch):
         with variables.without_effects(self.variables) as scope:
-            objective = update.objective(batch, True)
+            objective = _evaluate(update.objective, batch, True)
         for variable in self.metrics_variables:  # the objective was measured, by its metrics too
             if (value := scope.get_current_value(variable)) is not None:
                 variable.assign(value)
@@ -417,6 +424,7 @@ class StepModel(CompiledModel):
 
     def _apply(self, update, *gradients):
         optimizer = self.optimizers[update.name]
+        gradients = clipped_over_replicas(optimizer, gradients)
         scale = loss_scale(optimizer)
         optimizer.apply([scaled(gradient, scale) for gradient in gradients], update.variables)
 
@@ -436,17 +444,35 @@ class StepModel(CompiledModel):
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         # Under a strategy Keras makes all variables from a batch before it traces the step. It
-        # has to be one that `preprocess` has seen, and one replica's part will do.
+        # has to be one that `preprocess` has seen; its shapes will do.
         if self._distribute_strategy is None:
             return
-        if iterator is not None:
-            data_batch = next(next(iter(iterator))[2])
-        parts = self.distribute_strategy.experimental_local_results
-        data = keras.tree.map_structure(lambda tensor: parts(tensor)[0], data_batch)
-        batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
-        preprocess = tf.function(lambda: self.preprocess(batch, training=False))
-        batch = preprocess.get_concrete_function().structured_outputs
+        if iterator is not None:  # a batch of a generator would be lost
+            data_batch = replicas.specification(iterator._get_iterator())
+
+        def preprocess(data):
+            batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
+            return self.preprocess(batch, training=False)
+
+        trace = tf.function(preprocess, autograph=False)  # as the step
+        batch = trace.get_concrete_function(data_batch).structured_outputs
         self._symbolic_build(data_batch=tuple(batch))
+
+
+def _evaluate(objective, batch, training):
+    """The objective of a batch; 0 on a replica whose part of it is empty and so has no mean."""
+    found = objective(batch, training)
+    if replicas.count() == 1:
+        return found
+
+    def mean(value):
+        return tf.where(tf.greater(batch.size, 0), value, tf.zeros_like(value))
+
+    means = {
+        kind: {name: mean(value) for name, value in values.items()}
+        for kind, values in (("terms", found.terms), ("logs", found.logs))
+    }
+    return found._replace(**means)
 
 
 def _nan_unless(finite, objective):

@@ -74,7 +74,7 @@ def test_thresholds_look_at_the_exponential_mean_of_all_that_was_measured():
     seen = []
     for count in range(1, len(values) + 1):
         for one in (above, below):
-            one.observe(Objective({"x": tf.constant(values[count - 1], tf.float32)}))
+            one.observe(Objective({"x": tf.constant(values[count - 1], tf.float32)}), size=1)
         mean = np.average(values[:count], weights=0.8 ** np.arange(count)[::-1])
         assert float(above.variables["mean"].value) == pytest.approx(mean, abs=1e-6)
         assert (bool(above(0.0)), bool(below(0.0))) == (mean > 0.1, mean < 0.1)
@@ -85,7 +85,7 @@ def test_thresholds_look_at_the_exponential_mean_of_all_that_was_measured():
 def test_threshold_without_smoothing_looks_at_the_last_value():
     above = BoundSchedule(Above("x", 0.1, smoothing=0), tf.bool)
     for value in (1e6, 0.0, 0.125):
-        above.observe(Objective({"x": tf.constant(value)}))
+        above.observe(Objective({"x": tf.constant(value)}), size=1)
         assert float(above.variables["mean"].value) == value
         assert bool(above(0.0)) == (value > 0.1)
 

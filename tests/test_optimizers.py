@@ -374,7 +374,7 @@ def test_schedules_are_called_with_the_step_and_keep_nothing(schedule, rate):
 
 def test_every_update_has_a_state_of_its_own():
     bound = schedules_by_update("when", Above("loss", 1.0, smoothing=0.0), ["a", "b"], tf.bool)
-    bound["a"].observe(Objective({"x": tf.constant(0.5)}))
+    bound["a"].observe(Objective({"x": tf.constant(0.5)}), size=1)
     means = {name: float(one.variables["mean"].value) for name, one in bound.items()}
     assert means == {"a": 0.5, "b": 0.0}
     assert (bool(bound["a"](0.0)), bool(bound["b"](0.0))) == (False, True)

@@ -84,7 +84,7 @@ def test_plateau_rule_is_that_of_keras(rule, smoothing):
     assert float(schedule(0.0)) == pytest.approx(0.1)
     rates = []
     for loss in LOSSES:
-        schedule.observe(Objective({"x": tf.constant(loss, tf.float32)}))
+        schedule.observe(Objective({"x": tf.constant(loss, tf.float32)}), size=1)
         rates.append(float(schedule(0.0)))
     keras_names = {"min_rate": "min_lr"}
     rule = {keras_names.get(name, name): value for name, value in rule.items()}
@@ -201,7 +201,7 @@ def kept(bound):
 
 def test_state_may_hold_whole_numbers_and_truths():
     bound = BoundSchedule(Recent("x"))
-    bound.observe(Objective({"x": tf.constant(3.0)}))
+    bound.observe(Objective({"x": tf.constant(3.0)}), size=1)
     assert kept(bound) == {"value": 3.0, "count": 1.0, "large": 1.0}
     assert float(bound(0.0)) == pytest.approx(0.3)
 
@@ -210,15 +210,15 @@ def test_state_may_hold_whole_numbers_and_truths():
 def test_terms_logs_and_their_sum_are_measured(name, value):
     bound = BoundSchedule(Recent(name))
     terms = {"x": tf.constant(1.0), "y": tf.constant(2.0)}
-    bound.observe(Objective(terms, logs={"z": tf.constant(5.0)}))
+    bound.observe(Objective(terms, logs={"z": tf.constant(5.0)}), size=1)
     assert kept(bound)["value"] == value
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_state_is_kept_where_a_measurement_is_not_finite(value):
     bound = BoundSchedule(Recent("x"))
-    bound.observe(Objective({"x": tf.constant(3.0)}))
-    bound.observe(Objective({"x": tf.constant(4.0), "y": tf.constant(value)}))
+    bound.observe(Objective({"x": tf.constant(3.0)}), size=1)
+    bound.observe(Objective({"x": tf.constant(4.0), "y": tf.constant(value)}), size=1)
     assert kept(bound) == {"value": 3.0, "count": 1.0, "large": 1.0}
 
 
@@ -230,7 +230,7 @@ def test_unknown_name_is_refused_with_the_known_ones():
         r"in the `logs`"
     )
     with pytest.raises(ValueError, match=message):
-        bound.observe(Objective({"x": tf.constant(3.0)}, logs={"z": tf.constant(5.0)}))
+        bound.observe(Objective({"x": tf.constant(3.0)}, logs={"z": tf.constant(5.0)}), size=1)
 
 
 def test_schedule_of_ones_own_sets_the_rate():

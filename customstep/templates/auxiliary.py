@@ -26,7 +26,8 @@ class AuxiliaryLoss(StepModel):
 
     With fixed weights it is `keras.Model`, bit for bit. Use that where neither schedules,
     weighted logs nor terms of your own are wanted. For a copy of a functional one use
-    `type(model).from_config(model.get_config())`: `keras.models.clone_model` does not pass `main`.
+    `type(model).from_config(model.get_config())`: `keras.models.clone_model`, which would not pass
+    `main`, is an error.
 
     Caruana 1997 (Multitask Learning); Szegedy et al. 2015 (arXiv:1409.4842), section 5, for heads
     that are discarded after the training; Bowman et al. 2016 (arXiv:1511.06349), section 3.1, for

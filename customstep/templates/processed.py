@@ -17,8 +17,9 @@ class Processed(StepModel):
     `fit` runs the processors' `train` in order. `evaluate` and `predict` run `infer`, the path
     without random numbers. `predict` also averages the outputs over `views` of its input, the
     input itself among them, and then runs the processors' `outputs` in reverse order. So the
-    saved model takes raw data and gives finished predictions, with nothing left to repeat
-    elsewhere, and `evaluate` reports the model alone, comparable to `keras.Model`.
+    saved model takes raw data and gives finished predictions, as one that is exported for serving
+    does, with nothing left to repeat elsewhere, and `evaluate` reports the model alone,
+    comparable to `keras.Model`.
 
     Use `keras.layers` instead for what concerns the inputs alone and belongs to the network. With
     another template of one network it combines by inheritance, `class Both(Processed, Other)`.
@@ -29,7 +30,7 @@ class Processed(StepModel):
     and probabilities where the model itself ends in a softmax.
 
     For a copy of a functional one use `type(model).from_config(model.get_config())`:
-    `keras.models.clone_model` drops the processors.
+    `keras.models.clone_model`, which would drop the processors, is an error.
 
     Args:
         *args: `inputs` and `outputs` of a functional graph, as for `keras.Model`; none of them
