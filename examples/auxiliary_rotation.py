@@ -99,7 +99,7 @@ def draw_accuracies(accuracies, path, labels):
     axes.set(xlim=(-0.5, 1.5), ylabel="accuracy on test images")
     axes.set_title(f"Trained on {labels} labels; a line joins two runs of one seed")
     axes.grid(axis="y", alpha=0.3)
-    figure.savefig(path)
+    customstep.pictures.save_figure(path, figure)
 
 
 def main(argv=None):
@@ -140,7 +140,8 @@ def main(argv=None):
         print(f"{name}: {np.mean(values):.1%} on average, spread {np.std(values, ddof=1):.1%}")
     args.out.mkdir(parents=True, exist_ok=True)
     draw_accuracies(accuracies, args.out / "accuracies.png", args.labels)
-    classifier.save(args.out / "classifier.keras")
+    with customstep.files.atomic_path(args.out / "classifier.keras") as path:
+        classifier.save(path)
     print(f"The picture and the last classifier are in {args.out}.")
     return accuracies
 

@@ -114,7 +114,7 @@ def draw(runs, path, seed):
         axes[1, column].imshow(sheet, cmap="gray")
         axes[1, column].set_axis_off()
     axes[0, 0].legend(fontsize="small")
-    figure.savefig(path)
+    customstep.pictures.save_figure(path, figure)
 
 
 def main(argv=None):

@@ -99,7 +99,7 @@ def draw(path, moved, accuracy):
         right.plot([number] * len(of_seeds), of_seeds, "k.")
     right.set_xticks(range(len(accuracy)), accuracy)
     right.set_title("accuracy (dots: seeds)")
-    figure.savefig(path)
+    customstep.pictures.save_figure(path, figure)
 
 
 def main(argv=None):

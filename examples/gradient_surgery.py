@@ -110,7 +110,7 @@ def plot(results, path):
         (points,) = axes.plot(x, y, "o", alpha=0.6, label=name)
         axes.plot(x.mean(), y.mean(), "P", color=points.get_color(), ms=13, mec="white")
     axes.legend(title="crosses: means")
-    figure.savefig(path)
+    pictures.save_figure(path, figure)
 
 
 def main(argv=None):

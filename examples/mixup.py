@@ -77,7 +77,7 @@ def accuracies(augmentation, seeds, train, test, epochs, out):
         logs = model.evaluate(test.images, test.labels, 500, verbose=0, return_dict=True)
         predicted = model.predict(test.images, 500, verbose=0).argmax(axis=1)
         yield 100 * logs["accuracy"], 100 * np.mean(predicted == test.labels)
-    start.unlink()
+    start.unlink(missing_ok=True)  # another worker may have done it
 
 
 def draw(results, images, labels, names, out):
@@ -108,7 +108,7 @@ def draw(results, images, labels, names, out):
     axes.set(ylim=(len(results) - 0.5, -0.5), xlabel="test accuracy of each seed, and the mean, %")
     axes.grid(axis="x", alpha=0.3)
     right.legend(loc="outside upper center", ncols=2)
-    figure.savefig(out / "mixup.png", dpi=80)
+    customstep.pictures.save_figure(out / "mixup.png", figure, dpi=80)
 
 
 def main(argv=None):

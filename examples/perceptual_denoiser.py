@@ -48,9 +48,9 @@ class Denoiser(customstep.StepModel):
 
     def __init__(self, network, loss_network, judge, weight):
         super().__init__()
-        self.network, self.loss_network, self.judge = network, loss_network, judge
+        self.network, self.weight = network, weight
+        self.loss_network, self.judge = loss_network, judge
         loss_network.trainable = judge.trainable = False
-        self.weight = weight
         self.psnr = PSNR(name="psnr")  # Keras lists, resets and aggregates what is kept here
         self.recognized = keras.metrics.SparseCategoricalAccuracy(name="recognized")
 
@@ -86,7 +86,8 @@ def build_classifier(channels, width):
     parts = layers.Conv2D(4 * width, 3, **HIDDEN)(x)
     x = layers.Dropout(0.5)(layers.Flatten()(parts))
     features = [layers.Activation("linear", dtype="float32")(x) for x in (edges, parts)]
-    return keras.Model(images, layers.Dense(10, dtype="float32")(x)), keras.Model(images, features)
+    logits = layers.Dense(10, dtype="float32")(x)
+    return customstep.StepModel(images, logits), keras.Model(images, features)
 
 
 def build_denoiser(channels):
@@ -118,7 +119,6 @@ def main(argv=None):
     test_x, test_y = load_data(args.dataset, "test", args.smoke, rng)
     training = dict(batch_size=BATCH_SIZE, epochs=epochs, verbose=2)
     decay = LinearDecay(LEARNING_RATE, steps=epochs * len(x) // BATCH_SIZE)
-
     keras.utils.set_random_seed(args.seed)
     (classifier, loss_network), (judge, _) = (build_classifier(x.shape[-1], n) for n in (16, 24))
     for one in (classifier, judge):
@@ -136,13 +136,13 @@ def main(argv=None):
     print(f"{'':14}PSNR (dB)       recognized (%)")
     for name, logs in results.items():
         runs = np.array([(one["psnr"], 100 * one["recognized"]) for one in logs])
-        cells = (f"{mean:5.2f} +- {std:.2f}" for mean, std in zip(runs.mean(0), runs.std(0)))
-        print(f"{name:14}{'   '.join(cells)}")
+        print(f"{name:14}{'   '.join(map('{:5.2f} +- {:.2f}'.format, runs.mean(0), runs.std(0)))}")
     first = [np.argmax(test_y["label"] == label) for label in range(10)]  # of every class
     groups = {name: images[first] for name, images in {**shown, "clean": test_y["image"]}.items()}
     sheet = grids.side_by_side(groups, cols=1, scale=4, image_range=(0, 1))
     pictures.save_png(args.out / "grid.png", sheet, {"noise": NOISE, "weights": WEIGHTS})
-    denoiser.network.save(args.out / "denoiser.keras")  # without those that judged it
+    with customstep.files.atomic_path(args.out / "denoiser.keras") as path:
+        denoiser.network.save(path)  # without those that judged it
     return results
 
 

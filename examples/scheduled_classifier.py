@@ -93,7 +93,7 @@ def plot(path, rates, history, title):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
-    figure.savefig(path)
+    customstep.pictures.save_figure(path, figure)
 
 
 def main(argv=None):

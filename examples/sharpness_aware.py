@@ -96,7 +96,7 @@ def plot(accuracies, path):
         axes.plot(cost, np.mean(runs, axis=0), color=color, linewidth=2.5, label=name)
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(path)
+    customstep.pictures.save_figure(path, figure)
 
 
 def main(argv=None):
