@@ -7,7 +7,7 @@ import types
 import keras
 import tensorflow as tf
 
-from customstep import replicas
+from customstep import replicas, variables
 from customstep.optimizers import (
     OptimizerGroup,
     check_rates_are_fixed,
@@ -173,6 +173,11 @@ class CompiledModel(PersistentModel):
     @property
     def _metrics_wait_for_predictions(self):
         return self._compile_metrics is not None and not self._compile_metrics.built
+
+    def _build_metrics(self, y, y_pred):
+        """Makes the compiled metrics where predictions are seen for the first time."""
+        if self._metrics_wait_for_predictions and y_pred is not None:
+            variables.made_outside_of_graph(self._compile_metrics.build, y, y_pred)
 
     def _check_metrics_are_fed(self):
         """Raises a `ValueError` where there are compiled metrics and no predictions for them."""

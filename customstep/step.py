@@ -352,15 +352,14 @@ class StepModel(CompiledModel):
         """
         if not self._skip_nonfinite:
             return self._track(objective, batch)
-        if self._metrics_wait_for_predictions and objective.y_pred is not None:
-            # so that there is a state to go back to
-            self._compile_metrics.build(batch.y, objective.y_pred)
+        self._build_metrics(batch.y, objective.y_pred)  # so that there is a state to go back to
         before = variables.snapshot(self.metrics_variables)
         logs = self._track(objective, batch)
         variables.restore(before, itertools.repeat(~all_finite([objective.total])))
         return {**logs, **self.get_metrics_result()}
 
     def _track(self, objective, batch):
+        self._build_metrics(batch.y, objective.y_pred)
         values = {**objective.logs, **objective.terms}
         for name in values:
             if name not in self._trackers:

@@ -1,9 +1,13 @@
-"""The values of variables within a step: to go back to them, or to leave them alone."""
+"""Variables within a step: how they are made, gone back to, or left alone."""
+
+import concurrent.futures
 
 import keras
 import tensorflow as tf
 
-__all__ = ["restore", "snapshot", "without_effects"]
+from customstep import replicas
+
+__all__ = ["made_outside_of_graph", "restore", "snapshot", "without_effects"]
 
 
 def snapshot(variables):
@@ -37,3 +41,19 @@ def without_effects(variables, values=()):
     """
     current = ((variable, variable.value) for variable in variables)
     return keras.StatelessScope([*current, *values], collect_losses=True)
+
+
+def made_outside_of_graph(make, *arguments):
+    """Calls what makes variables, so that a graph that is being traced does not notice.
+
+    TensorFlow traces a function a second time if the first trace has made variables, as Keras's own
+    step does of its metrics. Not even `tf.init_scope` hides them, but another thread does.
+
+    Args:
+        make: callable of `arguments` that makes variables and no operations.
+    """
+    if replicas.count() > 1:  # they belong to the replicas, whom the other thread does not know
+        make(*arguments)
+        return
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as other_thread:
+        other_thread.submit(make, *arguments).result()

@@ -168,6 +168,11 @@ class AuxiliaryLoss(StepModel):
             sample_weight = self._sample_weights(sample_weight, y_pred)
         return super().compute_metrics(x, self._targets(y, y_pred), y_pred, sample_weight)
 
+    def _build_metrics(self, y, y_pred):
+        if self._metrics_wait_for_predictions:
+            y = self._targets(y, y_pred)
+        super()._build_metrics(y, y_pred)
+
     @property
     def _is_functional(self):
         return hasattr(self, "output_names")

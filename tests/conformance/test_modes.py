@@ -15,7 +15,7 @@ def test_eager_steps_match_the_graph(descriptor, reference):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [2, 5])
+@pytest.mark.parametrize("steps", [2, 4])
 def test_steps_per_execution_change_no_bit(descriptor, reference, steps):
     model = descriptor.make(steps_per_execution=steps)
     history = fit(model, descriptor)
