@@ -160,6 +160,9 @@ class CompiledModel(PersistentModel):
         """The step's number and the states of schedules; Keras finds and saves them here."""
         return self._step_state[0]
 
+    def _saved_groups(self):
+        return [*super()._saved_groups(), *([self.step_state] if self.compiled else [])]
+
     @property
     def examples(self):
         """How many examples the running means hold, a float32 scalar; 0 before `compile`."""

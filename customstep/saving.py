@@ -136,6 +136,18 @@ class PersistentModel(keras.Model):
                 "`keras.Model(model.input, model.output)` and make a new model of that graph."
             )
 
+    def _trackable_children(self, save_type="checkpoint", **kwargs):
+        # What `tf.train.Checkpoint` looks at, which knows no `save_own_variables`.
+        children = super()._trackable_children(save_type, **kwargs)
+        if save_type == "checkpoint":
+            for group in self._saved_groups():
+                children.update({f"{group.name}/{k}": v.value for k, v in group.variables.items()})
+        return children
+
+    def _saved_groups(self):
+        """Every `SavedVariables` of the model."""
+        return [self.random_states]
+
     def _destination(self, path, overwrite=True):
         """Where to write what becomes the file `path`, or is thrown away if others write it."""
         if not replicas.is_chief(self.distribute_strategy):
