@@ -9,9 +9,10 @@ demo: setup  ## train a GAN on the embedded images, about two minutes, and say w
 test: setup  ## run all tests
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-bench: setup  ## compare speed with hand-written training steps, and of frozen steps with full ones
+bench: setup  ## compare speed: with hand-written steps, of frozen and full steps, of one and two workers
 	$(RUN) -m tests.benchmarks.step
 	$(RUN) -m tests.benchmarks.frozen
+	$(RUN) -m tests.benchmarks.scaling
 
 setup: .venv/ready  ## make .venv, once
 

@@ -240,6 +240,12 @@ class CompiledModel(PersistentModel):
     def _count(self, quantity, update, value):
         self._counters[self._label(quantity, update.name)].update_state(value)
 
+    def _make_function(self, step_function):
+        if not replicas.several_workers(self._distribute_strategy):
+            return super()._make_function(step_function)
+        logs = replicas.PackedLogs()
+        return logs.unpacked(super()._make_function(logs.packed(step_function)))
+
     def _get_metrics_result_or_logs(self, logs):
         # Keras asks this at the end of an epoch. Its own answer falls back to the logs of the
         # last step for everything as soon as one of them, such as a rate, is not a metric.
@@ -256,6 +262,12 @@ class CompiledModel(PersistentModel):
         replicas.check_scope(self, self._distribute_strategy)
         _check_weights_have_targets(arguments)
         return super().evaluate(*args, **kwargs)
+
+    def predict_on_batch(self, x):
+        """`keras.Model.predict_on_batch`; on replicas, which share the batch, it is `predict`."""
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            return super().predict_on_batch(x)
+        return self.predict(x, batch_size=len(keras.tree.flatten(x)[0]), verbose=0)
 
     def fit(self, *args, **kwargs):
         """`keras.Model.fit`; when it dies, callbacks with `on_train_interrupted` are told.

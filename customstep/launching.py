@@ -25,7 +25,8 @@ from customstep import replicas
 
 __all__ = ["launch", "run"]
 
-_PATIENCE = 20  # seconds that workers have to end by themselves
+_PATIENCE = 20  # seconds that workers have to end by themselves after Ctrl-C
+_GRACE = 2  # seconds that they have once one is gone; most wait for it, deaf to any signal
 _LAST_LINES = 15  # shown of the output of a worker that failed
 
 
@@ -138,7 +139,7 @@ def _end(workers):
     """Ends those that still run, the hard way if need be."""
     for worker in workers:
         worker.terminate()
-    _wait(workers, _PATIENCE)
+    _wait(workers, _GRACE)
     for worker in workers:
         worker.kill()
         worker.wait()

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 __all__ = [
+    "PackedLogs",
     "check_arguments",
     "check_scope",
     "cond",
@@ -19,7 +20,7 @@ __all__ = [
     "is_chief",
     "join",
     "meet",
-    "reducible",
+    "several_workers",
     "share",
     "specification",
     "steps_per_execution",
@@ -50,10 +51,12 @@ def weight(size):
         size: the number of examples in this replica's part, an int or an int scalar.
 
     Returns:
-        1 without a strategy, else a float32 scalar.
+        1 without a strategy, else a float or a float32 scalar.
     """
     if count() == 1:
         return 1
+    if isinstance(size, int) and not tf.executing_eagerly():
+        return 1 / count()  # a graph knows the size only where all parts have the same
     size = tf.cast(size, tf.float32)
     return tf.math.divide_no_nan(size, *total([size]))
 
@@ -97,23 +100,6 @@ def whole_gradients(gradients):
     totals = total([tf.convert_to_tensor(g) for g in gradients if g is not None])
     totals = iter([tf.cast(g, tf.float32) if g.dtype.size < 4 else g for g in totals])
     return [None if gradient is None else next(totals) for gradient in gradients]
-
-
-def reducible(logs):
-    """The logs of a step in the form that Keras can reduce: on several workers not as scalars.
-
-    There `fit` takes the mean over the first axis, which a scalar does not have.
-
-    Args:
-        logs: dict of name to scalar.
-
-    Returns:
-        Dict of name to scalar, or to a tensor of shape `(1,)` on several workers.
-    """
-    strategy = tf.distribute.get_strategy()
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return logs
-    return {name: tf.reshape(value, [1]) for name, value in logs.items()}
 
 
 def every(condition):
@@ -199,16 +185,56 @@ def is_chief(strategy=None):
         if customstep.replicas.is_chief():
             print("This is printed once.")
     """
-    resolver = (strategy or tf.distribute.get_strategy()).cluster_resolver
-    if resolver is None or not resolver.cluster_spec():
+    strategy = strategy or tf.distribute.get_strategy()
+    if not several_workers(strategy):
         return True
+    resolver = strategy.cluster_resolver
     has_chief = "chief" in resolver.cluster_spec().jobs
     return resolver.task_type == "chief" or (not has_chief and resolver.task_id == 0)
 
 
+class PackedLogs:
+    """The logs of a step as one tensor, in which several workers can reduce them.
+
+    Keras reduces each log by itself, and over the first axis, which a scalar does not have.
+
+    Example:
+
+        logs = PackedLogs()
+        run = logs.unpacked(make_function(logs.packed(model.train_step)))
+    """
+
+    def packed(self, step):
+        """A step that returns its logs as float32 `(1, n)`."""
+
+        def packed_step(data):
+            logs = step(data)
+            self._structure = tf.nest.map_structure(lambda log: None, logs)
+            return tf.stack([tf.cast(log, tf.float32) for log in tf.nest.flatten(logs)])[None]
+
+        return packed_step
+
+    def unpacked(self, function):
+        """A function that returns the logs which `function` returns as float32 `(n,)`."""
+
+        def unpacked_function(iterator):
+            values = tf.unstack(function(iterator))
+            return tf.nest.pack_sequence_as(self._structure, values)
+
+        return unpacked_function
+
+
+def several_workers(strategy):
+    """Whether the replicas of a strategy, or of None, are in several processes."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return False
+    cluster = strategy.cluster_resolver.cluster_spec().as_dict()
+    return len(cluster.get("chief", [])) + len(cluster.get("worker", [])) > 1
+
+
 def meet(strategy):
     """Waits until all workers of a strategy have come here, where there are several."""
-    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+    if several_workers(strategy):
         strategy.gather(tf.zeros([1]), axis=0)
 
 

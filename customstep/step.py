@@ -250,7 +250,7 @@ class StepModel(CompiledModel):
         self._check_metrics_are_fed()
         self.after_step(batch)
         self.step_state.variables["step"].assign_add(1)
-        return replicas.reducible({**logs, **self._scheduled_rates()})
+        return {**logs, **self._scheduled_rates()}
 
     def test_step(self, data):
         batch = self._receive(data, training=False)
@@ -258,8 +258,7 @@ class StepModel(CompiledModel):
         for objective in dict.fromkeys(update.objective for update in self.updates()):
             logs.update(self._track(_evaluate(objective, batch, False), batch))
         self._check_metrics_are_fed()
-        logs = {name: value for name, value in logs.items() if name not in self._counters}
-        return replicas.reducible(logs)
+        return {name: value for name, value in logs.items() if name not in self._counters}
 
     def predict_step(self, data):
         batch = self._receive(data, training=False)

@@ -193,6 +193,14 @@ def test_no_batch_of_a_generator_is_lost(two_replicas):
     assert model.steps == 3
 
 
+def test_predict_on_batch_returns_one_output_an_example(two_replicas):
+    """Keras itself returns every output once for each replica."""
+    with two_replicas.scope():
+        model = classifier()
+    outputs = model.predict_on_batch(FEATURES[:5])
+    np.testing.assert_allclose(outputs, model.predict(FEATURES[:5], verbose=0), rtol=1e-6)
+
+
 # -- What replicas cannot do is said at once ------------------------------------------------
 
 
