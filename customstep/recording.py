@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from customstep import variables
+from customstep import replicas, variables
 from customstep.optimizers import OptimizerGroup, loss_scale, unscaled
 
 __all__ = ["Descent", "Recorder", "networks_of", "noisy_layers", "optimizers_of"]
@@ -230,7 +230,7 @@ class _Clock:
         self._lost = 0.0
 
     def now(self):
-        tf.test.experimental.sync_devices()
+        replicas.wait_for_devices()
         return time.perf_counter() - self._lost
 
     @contextlib.contextmanager

@@ -19,12 +19,14 @@ __all__ = [
     "index",
     "is_chief",
     "join",
+    "leave",
     "meet",
     "several_workers",
     "share",
     "specification",
     "steps_per_execution",
     "total",
+    "wait_for_devices",
     "weight",
     "whole",
     "whole_gradients",
@@ -166,6 +168,20 @@ def join():
     `tf.distribute.MultiWorkerMirroredStrategy`). It returns once all workers are there.
     """
     tf.distribute.experimental_set_strategy(tf.distribute.MultiWorkerMirroredStrategy())
+
+
+def leave():
+    """Makes this process train alone again: the inverse of `join`, harmless where it does so."""
+    tf.distribute.experimental_set_strategy(None)
+
+
+def wait_for_devices():
+    """Waits until the devices have done all they were given, so that a clock tells the truth.
+
+    A worker cannot ask that of the devices of others, and does not wait.
+    """
+    if all("job:localhost" in device.name for device in tf.config.list_logical_devices()):
+        tf.test.experimental.sync_devices()
 
 
 def is_chief(strategy=None):

@@ -100,7 +100,8 @@ class PersistentModel(keras.Model):
         """
         if input_signature is None:
             input_signature = [self._served_specs()]
-        _Served(self).export(filepath, format, verbose, input_signature, **kwargs)
+        with self._destination(filepath) as path:
+            _Served(self).export(path, format, verbose, input_signature, **kwargs)
 
     def _served_specs(self):
         """The inputs that `predict` takes: a nest of `keras.InputSpec`."""

@@ -195,7 +195,7 @@ class StepModel(CompiledModel):
             adds `sum(self.losses)` where there are any.
         """
         y_pred = self(batch.x, training=training)
-        loss = self.compute_loss(
+        loss = self._compute_loss(  # as Keras calls `compute_loss`, which may have no `training`
             batch.x, batch.y, y_pred, batch.sample_weight, training=training
         )
         return Objective({"loss": replicas.whole(loss)}, y_pred)

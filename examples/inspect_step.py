@@ -116,6 +116,7 @@ def main(argv=None):
     parser.add_argument("--smoke", action="store_true", help="five steps of training")
     args = parser.parse_args(argv)
     steps = 5 if args.smoke else STEPS
+    customstep.replicas.leave()  # a step is inspected on one device
     keras.utils.set_random_seed(args.seed)
     data = load_data(args.dataset)
     images, labels = next(iter(data))
