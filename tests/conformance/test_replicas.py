@@ -122,6 +122,28 @@ def test_short_last_batches_are_exact_on_replicas(examples, two_replicas, rng):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+def test_batches_of_a_fixed_odd_size_are_exact_on_replicas(two_replicas):
+    """The graph knows the size of the batch, though not of its parts: 4 and 3."""
+    pairs = tf.data.Dataset.from_tensor_slices((FEATURES, CLASSES))
+    data = pairs.batch(7, drop_remainder=True)
+    histories, states = on_one_and_two(two_replicas, classifier, data, batch_size=None)
+    for name, values in histories[0].items():
+        np.testing.assert_allclose(histories[1][name], values, rtol=1e-5)
+    for a, b in zip(*states):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("eagerly", [False, True])
+def test_train_on_batch_trains_each_replica_on_the_whole_batch(eagerly, two_replicas):
+    one = classifier(run_eagerly=eagerly)
+    with two_replicas.scope():
+        two = classifier(run_eagerly=eagerly)
+    for model in (one, two):
+        model.train_on_batch(FEATURES[:7], CLASSES[:7])
+    for a, b in zip(state(one), state(two)):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
 def test_an_empty_replica_neither_stops_nor_blinds_an_update(two_replicas):
     """The guard takes no offence at it, and what remembers losses sees those of the batch."""
 
