@@ -278,7 +278,8 @@ class CompiledModel(PersistentModel):
             ValueError: there are sample weights but no targets, a case that Keras ignores; or a
                 callback sets a learning rate that `schedule_lr` sets too.
         """
-        arguments = inspect.signature(super().fit).bind(*args, **kwargs).arguments
+        call = inspect.signature(super().fit).bind(*args, **kwargs)
+        arguments = call.arguments
         replicas.check_scope(self, self._distribute_strategy)
         _check_weights_have_targets(arguments)
         callbacks = arguments.get("callbacks") or []
@@ -288,7 +289,7 @@ class CompiledModel(PersistentModel):
             with tempfile.TemporaryDirectory() as scratch:
                 if not replicas.is_chief(self._distribute_strategy):
                     callbacks = arguments["callbacks"] = _followers(callbacks, scratch)
-                return super().fit(**arguments)
+                return super().fit(*call.args, **call.kwargs)
         except BaseException as error:
             for callback in callbacks:
                 try:
