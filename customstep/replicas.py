@@ -358,6 +358,6 @@ def steps_per_execution(strategy, steps):
         f"Expected `steps_per_execution=1` for these replicas; received {steps}. Leave it out, or, "
         "in one process, make the strategy with "
         "`cross_device_ops=tf.distribute.ReductionToOneDevice()`.",
-        stacklevel=4,
+        stacklevel=3,
     )
     return 1
