@@ -27,7 +27,7 @@ class GAN(StepModel):
     Goodfellow et al. 2014 (arXiv:1406.2661), algorithm 1; Mirza and Osindero 2014
     (arXiv:1411.1784) for the labels; Yazici et al. 2018 (arXiv:1806.04498) for the average.
 
-    Sample weights count in the discriminator's loss of real and generated images; penalties and the
+    Sample weights are those of the real images in the discriminator's loss; penalties and the
     generator's loss leave them out.
 
     Use another template where images are translated rather than made from noise.
