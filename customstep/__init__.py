@@ -20,8 +20,9 @@ from customstep import (
     schedules,
     selection,
     stateful,
+    streams,
 )
-from customstep.callbacks import SampleGrid, Unfreeze
+from customstep.callbacks import Resume, SampleGrid, Unfreeze
 from customstep.curves import plot_history
 from customstep.datasets import load_images, read_images
 from customstep.inspection import inspect
@@ -35,6 +36,7 @@ __all__ = [
     "Objective",
     "PartiallyFrozen",
     "Processed",
+    "Resume",
     "SampleGrid",
     "ScheduledClassifier",
     "StepModel",
@@ -60,4 +62,5 @@ __all__ = [
     "schedules",
     "selection",
     "stateful",
+    "streams",
 ]

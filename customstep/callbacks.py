@@ -1,4 +1,4 @@
-"""Callbacks: `SampleGrid` shows a training run, `Unfreeze` says from when on a layer trains."""
+"""Callbacks: `Resume` loses nothing, `SampleGrid` shows a run, `Unfreeze` lets more layers train."""
 
 import pathlib
 import re
@@ -9,8 +9,9 @@ from PIL import Image
 
 from customstep import grids, pictures, replicas, selection
 from customstep.checks import check_integer
+from customstep.resuming import Resume
 
-__all__ = ["SampleGrid", "Unfreeze"]
+__all__ = ["Resume", "SampleGrid", "Unfreeze"]
 
 
 class SampleGrid(keras.callbacks.Callback):
@@ -87,6 +88,8 @@ class SampleGrid(keras.callbacks.Callback):
             if self._epoch not in self._frames:
                 self._write_frame()
             self._write_gif()
+            if replicas.is_chief(self.model.distribute_strategy):
+                (self.directory / "interrupted.png").unlink(missing_ok=True)  # of an earlier try
         self._epoch = None
 
     def on_train_interrupted(self, error):
@@ -198,6 +201,11 @@ class Unfreeze(keras.callbacks.Callback):
             )
         for what in self.epochs.values():  # a mistake is to be found before hours of training
             selection.select(self.model, what)
+
+    def on_train_resumed(self, epoch):
+        """Unfreezes what is due in an epoch that began in an earlier process; see `Resume`."""
+        self._done = -1
+        self.on_epoch_begin(epoch)
 
     def on_epoch_begin(self, epoch, logs=None):
         due = [what for first, what in self.epochs.items() if self._done < first <= epoch]

@@ -1,5 +1,6 @@
 """What surrounds a training step: `compile`, the optimizers, the logs, `fit`."""
 
+import contextlib
 import inspect
 import tempfile
 import types
@@ -8,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from customstep import replicas, variables
+from customstep.fitting import FitCallbacks
 from customstep.optimizers import (
     OptimizerGroup,
     check_rates_are_fixed,
@@ -16,6 +18,7 @@ from customstep.optimizers import (
     schedules_by_update,
     with_loss_scale,
 )
+from customstep.resuming import Resume
 from customstep.saving import PersistentModel, SavedVariables
 
 __all__ = ["CompiledModel"]
@@ -32,6 +35,8 @@ class CompiledModel(PersistentModel):
     _trackers = _counters = _compile_arguments = types.MappingProxyType({})
     _schedules = _conditions = _gradient_methods = types.MappingProxyType({})
     _skip_nonfinite = False
+    _fitting = None  # the callbacks of the `fit` that is running
+    resumed = None  # what `Resume` knows of the run that this model belongs to
 
     def compile(
         self,
@@ -279,16 +284,35 @@ class CompiledModel(PersistentModel):
                 callback sets a learning rate that `schedule_lr` sets too.
         """
         call = inspect.signature(super().fit).bind(*args, **kwargs)
+        call.apply_defaults()
         arguments = call.arguments
         replicas.check_scope(self, self._distribute_strategy)
         _check_weights_have_targets(arguments)
-        callbacks = arguments.get("callbacks") or []
-        callbacks = getattr(callbacks, "callbacks", keras.tree.flatten(callbacks))
+        given = arguments["callbacks"]
+        callbacks = list(getattr(given, "callbacks", keras.tree.flatten(given or [])))
         self._check_rate_is_set_once(callbacks)
+        resume = _find_resume(callbacks)
+        parameters = getattr(given, "params", None) or dict(
+            add_history=True,
+            add_progbar=arguments["verbose"] != 0,
+            verbose=arguments["verbose"],
+            epochs=arguments["epochs"],
+            steps=None,  # is known once Keras has looked at the data
+        )
         try:
-            with tempfile.TemporaryDirectory() as scratch:
-                if not replicas.is_chief(self._distribute_strategy):
-                    callbacks = arguments["callbacks"] = _followers(callbacks, scratch)
+            with contextlib.ExitStack() as stack:
+                if resume is not None:
+                    arguments["initial_epoch"] = stack.enter_context(
+                        resume.running(self, arguments["epochs"], arguments["initial_epoch"])
+                    )
+                if replicas.is_chief(self._distribute_strategy):
+                    heard = callbacks
+                else:
+                    scratch = stack.enter_context(tempfile.TemporaryDirectory())
+                    heard = _followers(callbacks, scratch)
+                fitting = FitCallbacks(heard, arguments["x"], resume, model=self, **parameters)
+                stack.callback(fitting.close)
+                arguments["callbacks"] = self._fitting = fitting
                 return super().fit(*call.args, **call.kwargs)
         except BaseException as error:
             for callback in callbacks:
@@ -297,6 +321,26 @@ class CompiledModel(PersistentModel):
                 except Exception as failure:
                     error.add_note(f"{type(callback).__name__} failed after it: {failure!r}")
             raise
+        finally:
+            self._fitting = None
+
+
+def _find_resume(callbacks):
+    """The `Resume` among the callbacks, or None.
+
+    Raises:
+        ValueError: there is another that restores the run.
+    """
+    kinds = Resume, keras.callbacks.BackupAndRestore
+    found = [callback for callback in callbacks if isinstance(callback, kinds)]
+    resume = next((callback for callback in found if isinstance(callback, Resume)), None)
+    if resume is not None and len(found) > 1:
+        raise ValueError(
+            "The run is restored from two sides. Expected one callback for it; received "
+            f"{' and '.join(type(callback).__name__ for callback in found)}. Leave out all but one "
+            "`Resume`."
+        )
+    return resume
 
 
 def _followers(callbacks, scratch):

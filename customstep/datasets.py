@@ -4,7 +4,6 @@
 """
 
 import difflib
-import math
 import pathlib
 import re
 from typing import NamedTuple
@@ -16,7 +15,7 @@ import requests
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from customstep.checks import check_integer
+from customstep import streams
 
 __all__ = ["ImageSet", "load_images", "read_images"]
 
@@ -42,22 +41,19 @@ class ImageSet(NamedTuple):
     def batches(self, batch_size, *, image_range=(-1.0, 1.0), shuffle=True, seed=0):
         """A `tf.data.Dataset` of `(images, labels)`; see `load_images` for arguments and errors."""
         _check_image_range(image_range)
-        # A shuffled batch that is short is dropped: a larger one would leave none.
-        check_integer("batch_size", batch_size, 1, len(self.labels) if shuffle else math.inf)
         low, high = map(float, image_range)
+        indices = streams.index_batches(
+            len(self.labels), batch_size, shuffle=shuffle, seed=seed
+        )
         with tf.device("CPU"):
             all_images, all_labels = tf.constant(self.images), tf.constant(self.labels)
 
-        def gather(indices):
+        def gather(indices):  # a batch is gathered and scaled at once
             unit = tf.cast(tf.gather(all_images, indices), tf.float32) / 255.0
             return low * (1.0 - unit) + high * unit, tf.gather(all_labels, indices)
 
-        # Shuffling indices is a whole shuffle at no cost; a batch is gathered and scaled at once.
-        order = tf.data.Dataset.range(len(self.labels))
-        if shuffle:
-            order = order.shuffle(len(self.labels), seed=seed, reshuffle_each_iteration=True)
-        order = order.batch(batch_size, drop_remainder=shuffle)
-        return order.map(gather, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+        batches = indices.map(gather, num_parallel_calls=tf.data.AUTOTUNE)
+        return batches.prefetch(tf.data.AUTOTUNE)
 
 
 def load_images(
@@ -87,7 +83,7 @@ def load_images(
         image_range: `(low, high)`, the values of black (0) and white (255), met exactly.
         shuffle: True to train: a new order each epoch and no short last batch, which would cost a
             second trace. False to evaluate: every image, in the stored order.
-        seed: int; equal seeds give equal orders, epoch by epoch.
+        seed: int; equal seeds give equal orders, epoch by epoch; see `streams.index_batches`.
         image_size: `(height, width)`, or None for the size the images have; see `read_images`.
         data_dir: folder of TFDS's prepared data sets and downloads, or None for TFDS's default.
 

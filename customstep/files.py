@@ -7,7 +7,7 @@ import tempfile
 
 from customstep import replicas
 
-__all__ = ["atomic_path", "replaced", "thrown_away"]
+__all__ = ["atomic_folder", "atomic_path", "replaced", "thrown_away"]
 
 
 @contextlib.contextmanager
@@ -49,6 +49,61 @@ def atomic_path(path):
         temporary = pathlib.Path(folder) / path.name
         yield temporary
         os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def atomic_folder(path):
+    """A temporary folder to fill, which becomes the folder `path` when the block ends well.
+
+    As `atomic_path`; the files in it have reached the disk by then, so that a failing power supply
+    leaves a whole folder, too. A folder that was there before is replaced.
+
+    Args:
+        path: the final folder; missing parent folders are made.
+
+    Yields:
+        `pathlib.Path` of an empty folder.
+
+    Raises:
+        NotADirectoryError: `path` is a file.
+        OSError: the folder cannot be made or written to.
+
+    Example:
+
+        with atomic_folder("runs/report") as temporary:
+            (temporary / "a.txt").write_text("a")
+            (temporary / "b.txt").write_text("b")
+    """
+    path = pathlib.Path(path)
+    if not replicas.is_chief():
+        with thrown_away(path) as temporary:
+            temporary.mkdir()
+            yield temporary
+        return
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(
+            f"Cannot write the folder '{path}': it is a file. Expected the name of a folder; "
+            f"received the name of a file. Name another folder."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as scratch:
+        temporary = pathlib.Path(scratch) / path.name
+        temporary.mkdir()
+        yield temporary
+        for file in [*temporary.rglob("*"), temporary]:
+            _to_disk(file)
+        if path.exists():
+            os.rename(path, pathlib.Path(scratch) / "replaced")
+        os.rename(temporary, path)
+        _to_disk(path.parent)
+
+
+def _to_disk(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

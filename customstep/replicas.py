@@ -11,6 +11,7 @@ import tensorflow as tf
 
 __all__ = [
     "PackedLogs",
+    "assign_parts",
     "check_arguments",
     "check_scope",
     "cond",
@@ -21,6 +22,7 @@ __all__ = [
     "join",
     "leave",
     "meet",
+    "parts",
     "several_workers",
     "share",
     "specification",
@@ -252,6 +254,25 @@ def meet(strategy):
     """Waits until all workers of a strategy have come here, where there are several."""
     if several_workers(strategy):
         strategy.gather(tf.zeros([1]), axis=0)
+
+
+def parts(variable):
+    """What each replica of this process has of a variable, list of arrays; of one device, its value.
+
+    Metrics differ from replica to replica, and only their sums are told.
+    """
+    return [part.numpy() for part in _local(variable)]
+
+
+def assign_parts(variable, values):
+    """Gives each replica of this process what `parts` returned of it."""
+    for part, value in zip(_local(variable), values):
+        part.assign(value)
+
+
+def _local(variable):
+    value = variable.value
+    return value.values if isinstance(value, tf.distribute.DistributedValues) else [value]
 
 
 def specification(dataset):

@@ -443,7 +443,10 @@ class StepModel(CompiledModel):
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         # Under a strategy Keras makes all variables from a batch before it traces the step. It
         # has to be one that `preprocess` has seen; its shapes will do.
-        if self._distribute_strategy is None:
+        if self._fitting is not None and iterator is not None:
+            self._fitting.receive(iterator)
+        missing = not self.built and self._fitting is not None and self._fitting.needs_variables
+        if self._distribute_strategy is None and not missing:
             return
         if iterator is not None:  # a batch of a generator would be lost
             data_batch = replicas.specification(iterator._get_iterator())

@@ -1,0 +1,231 @@
+"""Checkpoints on disk: folders that are whole, or known not to be.
+
+    runs/dcgan/checkpoints/
+        epoch_0003_batch_000250/    three epochs and 250 batches are done
+            model.weights.h5        written by `model.save_weights`
+            arrays.npz, state.json  all else
+            SHA256SUMS              `sha256sum -c SHA256SUMS` checks the others
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import uuid
+import warnings
+
+import numpy as np
+
+from customstep import files
+
+__all__ = ["is_plain", "lock", "names", "newest", "read", "remove", "same", "write"]
+
+_SUMS = "SHA256SUMS"
+_NAME = re.compile(r"epoch_(\d{4,})_batch_(\d{6,})")
+
+
+@contextlib.contextmanager
+def write(directory, epoch, batch, state, *, keep):
+    """Writes a checkpoint, whole or not at all, and removes those before the last `keep`.
+
+    Args:
+        directory: folder of the checkpoints.
+        epoch, batch: ints, how many are done; the batches of the epoch that is not yet done.
+        state: plain data: numbers, texts, arrays, paths, in lists, tuples, sets and dicts.
+        keep: int, how many checkpoints stay.
+
+    Yields:
+        `pathlib.Path` of a folder for further files.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written to; the others stay.
+        TypeError: `state` is not plain.
+    """
+    directory = pathlib.Path(directory)
+    with files.atomic_folder(directory / f"epoch_{epoch:04d}_batch_{batch:06d}") as folder:
+        yield folder
+        arrays = {}
+        text = json.dumps(_encoded(state, arrays), indent=1)
+        (folder / "state.json").write_text(text, encoding="utf-8")
+        np.savez(folder / "arrays.npz", **arrays)
+        sums = [f"{_sum(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
+        (folder / _SUMS).write_text("".join(sums), encoding="utf-8")
+    for name in names(directory)[:-keep]:
+        remove(directory, name)
+
+
+def read(path):
+    """The `state` that was written into a checkpoint.
+
+    Args:
+        path: the folder of the checkpoint, as `newest` found it.
+    """
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    with np.load(path / "arrays.npz") as arrays:
+        return _decoded(state, arrays)
+
+
+def names(directory):
+    """The names of all checkpoints in a folder, the one with the most steps last."""
+    found = [_NAME.fullmatch(path.name) for path in pathlib.Path(directory).glob("epoch_*")]
+    return sorted((match[0] for match in found if match), key=_position)
+
+
+def newest(directory):
+    """The path of the last intact checkpoint, or None where there is no checkpoint at all.
+
+    Warns of those that are damaged.
+
+    Raises:
+        ValueError: there are checkpoints, and none is intact.
+    """
+    damages = {}
+    for name in reversed(names(directory)):
+        path = pathlib.Path(directory) / name
+        damage = _damage(path)
+        if damage is None:
+            for other, what in damages.items():
+                warnings.warn(
+                    f"The checkpoint '{other}' is damaged: {what}. '{path}' is used, the one "
+                    "before it, and the steps since are done again.",
+                    stacklevel=2,
+                )
+            return path
+        damages[path] = damage
+    if damages:
+        path, damage = next(iter(damages.items()))
+        raise ValueError(
+            f"No checkpoint in '{directory}' is intact. Expected files with the checksums in "
+            f"{_SUMS}; received '{path.name}', where {damage}. Bring back a copy of the folder, "
+            "or start over with `fresh=True`."
+        )
+    return None
+
+
+def remove(directory, name):
+    """Removes a checkpoint, so that no half of it is ever taken for one."""
+    directory = pathlib.Path(directory)
+    doomed = directory / f".removing-{uuid.uuid4().hex}"
+    (directory / name).rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def lock(directory):
+    """Keeps other processes out of a folder, which is made if missing.
+
+    The lock ends with the process, however it ends. What a process that was killed had begun to
+    write is removed.
+
+    Raises:
+        BlockingIOError: another process has the folder.
+    """
+    import fcntl  # which Windows does not have
+
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise BlockingIOError(
+                f"Another run uses the folder '{directory}'. Expected a folder for each run; "
+                f"received that of process {file.read().strip() or '?'}, which is alive. Wait for "
+                "its end, or name another folder."
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        for leftover in [*directory.glob(".writing-*"), *directory.glob(".removing-*")]:
+            shutil.rmtree(leftover, ignore_errors=True)
+        yield
+
+
+def _position(name):
+    return tuple(map(int, _NAME.fullmatch(name).groups()))
+
+
+def _sum(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damage(path):
+    """What is wrong with a checkpoint, in words; None where it is intact."""
+    try:
+        sums = (path / _SUMS).read_text(encoding="utf-8").splitlines()
+        expected = dict(reversed(line.split("  ", 1)) for line in sums)
+        if not {"state.json", "arrays.npz"} <= set(expected):
+            return f"{_SUMS} is not complete"
+        for name, checksum in expected.items():
+            if _sum(path / name) != checksum:
+                return f"{name} differs from its checksum"
+    except (OSError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+# -- Plain data as JSON and arrays ------------------------------------------------------------
+
+
+def _encoded(value, arrays):
+    """Plain data as JSON knows them; arrays go into the dict `arrays`."""
+    if value is None or isinstance(value, (bool, int, float, str)) and not _is_numpy(value):
+        return value
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biufc":
+        name = str(len(arrays))
+        arrays[name] = value
+        return {"array" if isinstance(value, np.ndarray) else "number": name}
+    if isinstance(value, pathlib.PurePath):
+        return {"path": str(value)}
+    if isinstance(value, dict):
+        items = [[_encoded(k, arrays), _encoded(v, arrays)] for k, v in value.items()]
+        return {"dict": items}
+    for kind in (list, tuple, set):
+        if isinstance(value, kind):
+            items = [_encoded(each, arrays) for each in value]
+            return items if kind is list else {kind.__name__: items}
+    raise TypeError(f"{type(value).__name__} is not plain data")
+
+
+def _decoded(value, arrays):
+    if isinstance(value, list):
+        return [_decoded(each, arrays) for each in value]
+    if not isinstance(value, dict):
+        return value
+    [(kind, content)] = value.items()
+    if kind in ("array", "number"):
+        return arrays[content][()] if kind == "number" else arrays[content]
+    if kind == "path":
+        return pathlib.Path(content)
+    if kind == "dict":
+        return {_decoded(k, arrays): _decoded(v, arrays) for k, v in content}
+    return {"tuple": tuple, "set": set}[kind](_decoded(each, arrays) for each in content)
+
+
+def is_plain(value):
+    """Whether `write` can keep a value."""
+    try:
+        _encoded(value, {})
+    except TypeError:
+        return False
+    return True
+
+
+def same(a, b):
+    """Whether two plain values are equal, arrays in them bit for bit."""
+    arrays_a, arrays_b = {}, {}
+    if _encoded(a, arrays_a) != _encoded(b, arrays_b):
+        return False
+    return all(
+        value.dtype == arrays_b[name].dtype and value.tobytes() == arrays_b[name].tobytes()
+        for name, value in arrays_a.items()
+    )
+
+
+def _is_numpy(value):
+    return isinstance(value, np.generic)  # np.float64 is a float, too

@@ -1,0 +1,149 @@
+"""What happens around the steps of one `fit`: callbacks, and the place in the data."""
+
+import contextlib
+
+import keras
+
+from customstep import files, streams
+
+__all__ = ["FitCallbacks"]
+
+
+class FitCallbacks(keras.callbacks.CallbackList):
+    """The callbacks of one `fit`, which tell a stream of data where the training is.
+
+    Where an earlier process has done a part of the steps, the loop of Keras is led over them: the
+    data are read up to the place, nothing is trained, and no callback hears of it.
+
+    Args:
+        callbacks: list of `keras.callbacks.Callback`.
+        data: what `fit` was given as `x`.
+        resume: a `Resume` among the callbacks, or None; it is called after all others.
+        **arguments: of `keras.callbacks.CallbackList`.
+    """
+
+    def __init__(self, callbacks, data, resume=None, **arguments):
+        super().__init__(callbacks, **arguments)
+        if resume is not None:
+            self.callbacks.remove(resume)
+            self.callbacks.append(resume)
+        self._resume = resume
+        self._found = resume and resume.found
+        self._data = data
+        self._batches = None  # Keras's iterator over the epochs
+        self._begun = False  # whether an epoch has begun here
+        self._passed = 0  # batches of the present epoch that were done before
+        self._stepped = False  # whether one of these was used for a step
+        self._train_function = None  # the true one, while they are passed over
+
+    @property
+    def needs_variables(self):
+        """Whether all variables of the model have to be there before the first step."""
+        return self._found is not None
+
+    def receive(self, batches):
+        """Takes Keras's iterator over the epochs, which is made once in a `fit`."""
+        self._batches = self._batches or batches
+
+    def on_train_begin(self, logs=None):
+        steps = self.params.get("steps") or self._batches.num_batches
+        self.set_params({**self.params, "steps": steps})
+        if self._resume is not None:
+            self._resume.check(self._batches)
+        if self._found is not None:
+            for callback in self.callbacks:
+                if isinstance(callback, keras.callbacks.CSVLogger):
+                    _append_to_csv(callback, self._found["epoch"])
+        super().on_train_begin(logs)
+        if self._resume is not None:
+            self._resume.restore(self.callbacks)
+        if self._found is not None:
+            self._pass_epochs()
+            self._passed = self._found["batch"]
+            if not self._passed:
+                self._resume.restore_random_states()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        first, self._begun = not self._begun, True
+        self._passed = self._passed if first else 0
+        if first or self._begins_anew:
+            streams.follow(
+                self._data, self._found["epoch_step"] if self._passed else self.model.steps
+            )
+        if not self._passed:
+            super().on_epoch_begin(epoch, logs)
+            return
+        self._train_function = self.model.train_function
+        self.model.train_function = self._pass_batches
+        for callback in self.callbacks:
+            if isinstance(callback, keras.callbacks.ProgbarLogger) or callback is self._resume:
+                callback.on_epoch_begin(epoch, logs)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch >= self._passed:
+            super().on_train_batch_begin(batch, logs)
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch >= self._passed:
+            super().on_train_batch_end(batch, logs)
+        elif self._train_function is not None and batch + 1 >= self._passed:
+            self.close()
+            self._resume.restore_random_states()
+
+    def close(self):
+        """Leaves the model as it was before `fit`, however that ended."""
+        if self._train_function is not None:
+            self.model.train_function, self._train_function = self._train_function, None
+
+    @property
+    def _begins_anew(self):
+        """Whether each epoch begins with a new iteration of the data."""
+        return self._batches.steps_per_epoch is None
+
+    def _pass_epochs(self):
+        """Reads the data of the epochs that are done, unless their order is known without."""
+        step = self._found["configuration"]["steps_before_fit"]
+        epochs = self._found["epoch"] - self._found["configuration"]["initial_epoch"]
+        known = streams.follow(self._data, step)
+        if not epochs or (known and self._begins_anew):
+            return
+        if self.params.get("verbose"):
+            print(f"Reading the data of {epochs} epochs again, to find the place.", flush=True)
+        for _ in range(epochs):
+            if self._begins_anew:
+                streams.follow(self._data, step)
+            with self._batches.catch_stop_iteration():
+                for _, _, iterator in self._batches:
+                    step += _pass(iterator, self._batches.steps_per_execution)
+
+    def _pass_batches(self, iterator):
+        """In the place of the train function, for batches that are done."""
+        if self._stepped:
+            _pass(iterator, self._batches.steps_per_execution)
+        else:  # a step makes all variables there are, those of metrics too
+            self._stepped = True
+            self._train_function(iterator)
+            self._resume.restore_variables(metrics=True)
+        return self._found["logs"]
+
+
+def _pass(iterator, number):
+    """Reads batches and drops them; returns how many, and raises `StopIteration` if there is none."""
+    for done in range(number):
+        try:
+            next(iterator)
+        except StopIteration:
+            if not done:
+                raise
+            return done
+    return number
+
+
+def _append_to_csv(logger, epoch):
+    """Lets a `CSVLogger` go on in its file, in which later epochs are of the lost steps."""
+    logger.append = True
+    with contextlib.suppress(FileNotFoundError), open(logger.filename, encoding="utf-8") as file:
+        header, *rows = file.readlines() or [""]
+        kept = [row for row in rows if row.split(logger.sep)[0] in map(str, range(epoch))]
+        with files.atomic_path(logger.filename) as path:
+            path.write_text("".join([header, *kept]), encoding="utf-8")

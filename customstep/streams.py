@@ -1,0 +1,103 @@
+"""Batches whose order is a function of the training step, so that it is found again after a break.
+
+A shuffle buffer has a state that dies with its process. Here the order of an epoch depends on two
+numbers alone, a seed and the step at which the epoch begins, and costs no memory.
+"""
+
+import math
+
+import tensorflow as tf
+
+from customstep.checks import check_integer
+
+__all__ = ["follow", "index_batches"]
+
+
+def index_batches(count, batch_size, *, shuffle=True, seed=0):
+    """Batches of indices into arrays of `count` examples: what a resumable data set begins with.
+
+    `fit` of a `StepModel` tells the data set its step before every epoch, also through `map`,
+    `take`, `zip` and `prefetch`. Iterated elsewhere it counts its own epochs. Whatever is mapped
+    over the indices should be a function of them; noise belongs into the model, which saves its
+    random states.
+
+    The order is a permutation drawn with `tf.random.experimental.index_shuffle` by a cipher of
+    the index, so that no step has to know the one before.
+
+    Args:
+        count: number of examples, at least 1.
+        batch_size: int, at least 1, and at most `count` where it shuffles.
+        shuffle: True for a new order in each epoch and no short last batch, False for the stored
+            order and every index.
+        seed: int; equal seeds give equal orders, epoch by epoch.
+
+    Returns:
+        `tf.data.Dataset` of int64 `(batch,)`, of known length.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+
+        data = streams.index_batches(len(x), 32).map(lambda i: (tf.gather(x, i), tf.gather(y, i)))
+        model.fit(data, epochs=5, shuffle=False, callbacks=[customstep.Resume("runs/mine")])
+    """
+    check_integer("count", count, 1)
+    # A shuffled batch that is short is dropped: a larger one would leave none.
+    check_integer("batch_size", batch_size, 1, count if shuffle else math.inf)
+    check_integer("seed", seed, -(2**63), 2**63 - 1)
+
+    def epoch(key):
+        batches = tf.data.Dataset.range(count).batch(batch_size, drop_remainder=shuffle)
+        if not shuffle:
+            return batches
+        seeds = tf.stack([tf.constant(seed, tf.int64), key])
+        return batches.map(
+            lambda indices: tf.random.experimental.index_shuffle(indices, seeds, count - 1)
+        )
+
+    keys = _Keys()
+    source = tf.data.Dataset.from_generator(keys, output_signature=tf.TensorSpec((), tf.int64))
+    source.customstep_keys = keys  # where `follow` finds them
+    length = count // batch_size if shuffle else -(-count // batch_size)
+    return source.flat_map(epoch).apply(tf.data.experimental.assert_cardinality(length))
+
+
+def follow(dataset, step):
+    """Lets the next iteration of a data set be that of the epoch which begins at a step.
+
+    Args:
+        dataset: what was passed to `fit`.
+        step: int, the number of training steps done before the epoch.
+
+    Returns:
+        Whether the order of the data is known by that: there are streams in it, and nothing that
+        remembers earlier epochs.
+    """
+    if not isinstance(dataset, tf.data.Dataset):
+        return False
+    parts = list(_parts(dataset))
+    streams = [part.customstep_keys for part in parts if hasattr(part, "customstep_keys")]
+    for keys in streams:
+        keys.next = step
+    remembers = any(word in type(part).__name__ for part in parts for word in ("Cache", "Shuffle"))
+    return bool(streams) and not remembers
+
+
+class _Keys:
+    """A generator of one number, another one for each iteration of a data set."""
+
+    def __init__(self):
+        self.next = 0
+
+    def __call__(self):
+        key = self.next
+        self.next += 1
+        yield key
+
+
+def _parts(dataset):
+    """A data set and all that it is made of."""
+    yield dataset
+    for part in dataset._inputs():
+        yield from _parts(part)
