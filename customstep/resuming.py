@@ -207,6 +207,12 @@ class Resume(keras.callbacks.Callback):
     # -- Saving -----------------------------------------------------------------------------
 
     def on_train_begin(self, logs=None):
+        if not hasattr(self.model, "resumed"):
+            raise TypeError(
+                "Resume cannot go on with this model. Expected a StepModel; received "
+                f"{type(self.model).__name__}. Derive the model from it, or use "
+                "`keras.callbacks.BackupAndRestore`."
+            )
         self._logs = {}
         self._next = time.monotonic() + 1  # of the clock, where `every` is None
         self._since = 0  # steps done since the last checkpoint

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import io
 import types
 
 import keras
@@ -75,7 +76,13 @@ class PersistentModel(keras.Model):
 
     def save_weights(self, filepath, overwrite=True, **kwargs):
         with self._destination(filepath, overwrite) as path:
-            super().save_weights(path, overwrite=overwrite, **kwargs)
+            if kwargs or path.exists() or not path.name.endswith(".weights.h5"):
+                super().save_weights(path, overwrite=overwrite, **kwargs)
+                return
+            # HDF5 does not survive a full disk: it would take the process with it.
+            memory = _NamedMemory(path.name)
+            super().save_weights(memory)
+            path.write_bytes(memory.getbuffer())
 
     def load_weights(self, filepath, **kwargs):
         replicas.meet(self.distribute_strategy)  # what the chief has saved is then there
@@ -173,6 +180,17 @@ class _Served(keras.Model):
 
     def call(self, inputs):
         return self.model.predict_step((inputs,))
+
+
+class _NamedMemory(io.BytesIO):
+    """A file in memory for Keras, which looks at the name of a file."""
+
+    def __init__(self, name):
+        super().__init__()
+        self._name = name
+
+    def __str__(self):
+        return self._name
 
 
 class SavedVariables(keras.Operation):
