@@ -22,7 +22,6 @@ from customstep.inspection import inspect
 
 __all__ = ["main"]
 
-_LARGEST = 2**28  # pixels of a sheet; Pillow refuses to open much larger pictures
 _BLOCK = 1024  # images held as floats at once
 
 
@@ -349,15 +348,7 @@ def _classes(gan, labels):
 def _sheet_size(gan, rows, cols, padding, scale):
     """Height and width in pixels, from a first image."""
     h, w = gan.sample(1, seed=0).shape[1:3]
-    height, width = (
-        count * (scale * side + padding) + padding for count, side in ((rows, h), (cols, w))
-    )
-    if height * width > _LARGEST:
-        raise ValueError(
-            f"The sheet is too large. Expected at most {_LARGEST:,} pixels; received {width:,} x "
-            f"{height:,}. Lower --rows, --cols, --padding or --scale."
-        )
-    return height, width
+    return grids.sheet_size(rows, cols, h, w, padding, scale)
 
 
 def _latents(gan, rows, cols, seed, interpolate):

@@ -16,7 +16,7 @@ import requests
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from customstep.checks import check_integer
+from customstep.checks import as_array, check_integer, check_path, check_range
 
 __all__ = ["ImageSet", "load_images", "read_images"]
 
@@ -41,7 +41,7 @@ class ImageSet(NamedTuple):
 
     def batches(self, batch_size, *, image_range=(-1.0, 1.0), shuffle=True, seed=0):
         """A `tf.data.Dataset` of `(images, labels)`; see `load_images` for arguments and errors."""
-        _check_image_range(image_range)
+        check_range("image_range", image_range)
         # A shuffled batch that is short is dropped: a larger one would leave none.
         check_integer("batch_size", batch_size, 1, len(self.labels) if shuffle else math.inf)
         low, high = map(float, image_range)
@@ -274,16 +274,6 @@ def _unknown_split(name, known, split):
         f"'{name}' has no images in the split '{split}'. Expected one of {known}, or a part of one "
         f"if it is a TFDS set; received {split!r}. Choose one, or name a sub-folder."
     )
-
-
-def _check_image_range(image_range):
-    values = np.asarray(image_range)
-    numbers = values.shape == (2,) and values.dtype.kind in "iuf" and np.isfinite(values).all()
-    if not numbers or values[0] >= values[1]:
-        raise ValueError(
-            f"The image range is not a range. Expected two finite numbers, low < high; received "
-            f"{image_range!r}. Pass such as image_range=(-1, 1)."
-        )
 
 
 def _check_image_size(size):
