@@ -52,12 +52,12 @@ def check_path(name, value):
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(
             f"`{name}` is not a path. Expected a str or a `pathlib.Path`; received {value!r}. "
-            "Pass such as 'runs/grid.png'."
+            f"Pass, for example, {name}='runs/1'."
         )
     if "\0" in os.fspath(value) or not os.fspath(value):
         raise ValueError(
             f"`{name}` is not a path. Expected the name of a file or folder; received {value!r}. "
-            "Pass such as 'runs/grid.png'."
+            f"Pass, for example, {name}='runs/1'."
         )
 
 
