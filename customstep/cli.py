@@ -2,16 +2,18 @@
 
 A command is a function that adds its parser to the others and names, as `run`, the function that
 does the work; `COMMANDS` lists them. What a user can get wrong is raised as a `ValueError` or an
-`OSError`, which `main` turns into one line and exit code 2.
+`OSError`, which `scripts.run` turns into one line and exit code 2. A script that is launched is
+the user's own, and keeps the traceback of what is not raised here.
 """
 
 import argparse
 import contextlib
-import math
+import json
 import os
 import pathlib
 import sys
 import textwrap
+import zipfile
 
 import keras
 import numpy as np
@@ -19,6 +21,7 @@ import numpy as np
 from customstep import __version__, datasets, grids, latents, launching, pictures
 from customstep.files import atomic_path
 from customstep.inspection import inspect
+from customstep.scripts import Parser, run, whole
 
 __all__ = ["main"]
 
@@ -39,7 +42,7 @@ def main(argv=None):
 
         main(["grid", "gan.keras", "--out", "runs/grid.png"])
     """
-    parser = _Parser(
+    parser = Parser(
         prog="customstep",
         description="Look at models that were trained with customstep, and train on many processes.",
         epilog="'customstep COMMAND --help' describes a command and gives examples.",
@@ -49,10 +52,8 @@ def main(argv=None):
     for add_command in COMMANDS:
         add_command(commands)
     arguments = parser.parse_args(argv)
-    try:
-        arguments.run(arguments)
-    except (OSError, ValueError, MemoryError) as error:
-        arguments.parser.error(" ".join(str(error).split()) or type(error).__name__)
+    mistakes = () if arguments.run is _run_launch else (OSError, ValueError)
+    run(lambda: arguments.run(arguments), prog=arguments.parser.prog, mistakes=mistakes)
 
 
 def _grid(commands):
@@ -83,34 +84,34 @@ examples:
     parser.add_argument("model", metavar="MODEL.keras", type=pathlib.Path, help="the saved GAN")
     parser.add_argument(
         "--rows",
-        type=_whole(1),
+        type=whole(1),
         metavar="R",
         help="images down (default: 8, or one row for each class shown)",
     )
     parser.add_argument(
         "--cols",
-        type=_whole(1),
+        type=whole(1),
         default=8,
         metavar="C",
         help="images across (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
-        type=_whole(0, 2**63 - 1),
+        type=whole(0, 2**63 - 1),
         default=0,
         metavar="S",
         help="of the latent vectors (default: %(default)s)",
     )
     parser.add_argument(
         "--padding",
-        type=_whole(0),
+        type=whole(0),
         default=2,
         metavar="P",
         help="pixels around and between images (default: %(default)s)",
     )
     parser.add_argument(
         "--scale",
-        type=_whole(1),
+        type=whole(1),
         default=2,
         metavar="K",
         help="every image pixel becomes K x K pixels (default: %(default)s)",
@@ -164,7 +165,7 @@ examples:
     )
     parser.add_argument(
         "--batch-size",
-        type=_whole(1),
+        type=whole(1),
         default=32,
         metavar="N",
         help="images in the step (default: %(default)s)",
@@ -191,13 +192,13 @@ examples:
     )
     parser.add_argument(
         "--workers",
-        type=_whole(1),
+        type=whole(1),
         metavar="N",
         help="processes to start on this machine (default: 2; not where TF_CONFIG is set)",
     )
     parser.add_argument(
         "--max-restarts",
-        type=_whole(0),
+        type=whole(0),
         default=0,
         metavar="K",
         help="how often to start all again after one has died (default: %(default)s)",
@@ -406,38 +407,10 @@ def _writable(path):
         ) from error
 
 
-def _whole(low, high=math.inf):
-    """The type of an option that is a whole number from `low` to `high`."""
-
-    def parse(text):
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if not low <= value <= high:
-            limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-            raise argparse.ArgumentTypeError(
-                f"expected a whole number, {limits}; received '{text}'"
-            )
-        return value
-
-    return parse
-
-
 def _class_numbers(text):
     try:
-        return [_whole(0)(part) for part in text.split(",")]
+        return [whole(0)(part) for part in text.split(",")]
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(
             f"expected class numbers such as 0,1,2; received '{text}'"
         ) from None
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser that keeps the line breaks of its texts, and explains a mistake in one line."""
-
-    def __init__(self, **kwargs):
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")
