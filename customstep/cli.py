@@ -8,17 +8,16 @@ the user's own, and keeps the traceback of what is not raised here.
 
 import argparse
 import contextlib
-import json
 import os
 import pathlib
+import re
 import sys
 import textwrap
-import zipfile
 
 import keras
 import numpy as np
 
-from customstep import __version__, datasets, grids, latents, launching, pictures
+from customstep import __version__, datasets, grids, latents, launching, pictures, saving
 from customstep.files import atomic_path
 from customstep.inspection import inspect
 from customstep.scripts import Parser, run, whole
@@ -314,18 +313,36 @@ def _load_model(path):
     try:
         return _load(path)
     except Exception as error:  # Keras, zipfile and h5py raise all kinds
+        reason = str(error).rpartition("Exception encountered: ")[2]  # after pages of configuration
+        reason = textwrap.shorten(f"{type(error).__name__}: {reason}", 200)
+        here = {"keras": keras.__version__, "customstep": __version__}
+        saved = saving.versions(path)
+        if any(_release(saved[name]) > _release(here[name]) for name in saved):
+            raise ValueError(
+                f"The model '{path}' was saved by a newer version. Expected at most "
+                f"{_listed(here)}; received a file of {_listed(saved)} ({reason}) Update the "
+                "packages, or save the model with the versions that are here."
+            ) from error
         raise ValueError(
             f"The model '{path}' cannot be loaded. Expected a .keras file of registered classes; "
-            f"received {textwrap.shorten(f'{type(error).__name__}: {error}', 200)} Pass the file "
-            f"that `model.save(...)` wrote."
+            f"received {reason} Pass the file that `model.save(...)` wrote."
         ) from error
 
 
 def _load(path):
+    # Safe whatever the global setting: a file may come from anyone, and runs no code of its own.
     try:
-        return keras.models.load_model(path)
+        return keras.models.load_model(path, safe_mode=True)
     except (TypeError, ValueError):  # compiled with a function that only its script knows
-        return keras.models.load_model(path, compile=False)
+        return keras.models.load_model(path, compile=False, safe_mode=True)
+
+
+def _release(version):
+    return [int(part) for part in re.findall(r"\d+", version)[:3]]
+
+
+def _listed(versions):
+    return " and ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _classes(gan, labels):

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from customstep import replicas, variables
+from customstep.checks import check_number
 from customstep.optimizers import (
     OptimizerGroup,
     check_rates_are_fixed,
@@ -262,6 +263,7 @@ class CompiledModel(PersistentModel):
         """
         arguments = inspect.signature(super().evaluate).bind(*args, **kwargs).arguments
         replicas.check_scope(self, self._distribute_strategy)
+        _check_there_are_data(arguments)
         _check_weights_have_targets(arguments)
         return super().evaluate(*args, **kwargs)
 
@@ -281,6 +283,7 @@ class CompiledModel(PersistentModel):
         call = inspect.signature(super().fit).bind(*args, **kwargs)
         arguments = call.arguments
         replicas.check_scope(self, self._distribute_strategy)
+        _check_there_are_data(arguments)
         _check_weights_have_targets(arguments)
         callbacks = arguments.get("callbacks") or []
         callbacks = getattr(callbacks, "callbacks", keras.tree.flatten(callbacks))
@@ -327,13 +330,45 @@ class _Restore(keras.callbacks.Callback):
         self.backup.on_train_begin(logs)
 
 
+def _check_there_are_data(arguments):
+    x = arguments.get("x")
+    if isinstance(x, tf.data.Dataset):
+        empty = x.cardinality() == 0
+    else:
+        shapes = [getattr(one, "shape", None) for one in keras.tree.flatten(x)]
+        empty = any(shape is not None and len(shape) and shape[0] == 0 for shape in shapes)
+    if empty:
+        raise ValueError(
+            f"There are no data. Expected at least one batch; received {type(x).__name__} without "
+            "any. Pass more examples, or lower a batch size that is larger than the data set and "
+            "leaves no batch with `drop_remainder=True`."
+        )
+
+
 def _check_weights_have_targets(arguments):
+    class_weight = arguments.get("class_weight") or {}
+    if class_weight and not _may_have_targets(arguments):
+        raise ValueError(
+            "The class weights have no classes to weigh. Expected integer labels beside them; "
+            "received no targets. Pass `y`, or a data set of (x, y)."
+        )
+    for label, weight in class_weight.items():
+        check_number(f"class_weight[{label}]", weight, "[0, inf)")
     if arguments.get("sample_weight") is not None and arguments.get("y") is None:
         raise ValueError(
             "The sample weights would be ignored. Expected targets beside them, because Keras "
             "drops weights that come without; received y=None. Pass `y`, which a GAN without "
             "classes takes and does not look at, or a data set of (x, y, sample_weight)."
         )
+
+
+def _may_have_targets(arguments):
+    x = arguments.get("x")
+    if arguments.get("y") is not None:
+        return True
+    if isinstance(x, tf.data.Dataset):
+        return isinstance(x.element_spec, tuple) and len(x.element_spec) > 1
+    return not hasattr(keras.tree.flatten(x)[0], "shape")  # of a generator, nothing is known
 
 
 def _step_state(schedules, conditions):

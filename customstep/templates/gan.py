@@ -182,6 +182,17 @@ class GAN(StepModel):
             )
         super().compile(optimizer, **kwargs)
 
+    def fit(self, x=None, y=None, *args, **kwargs):
+        """As in `StepModel`.
+
+        Raises:
+            ValueError: arrays hold labels outside of `[0, num_classes)`, or images that are not in
+                `image_range`. The first images are looked at; where they come from a data set, or
+                `preprocess` changes them, none.
+        """
+        self._check_values(x, y)
+        return super().fit(x, y, *args, **kwargs)
+
     def call(self, inputs, training=False):
         return self.ema_generator(inputs, training=training)
 
@@ -301,6 +312,29 @@ class GAN(StepModel):
             )
         return y
 
+    def _check_values(self, x, y):
+        """Raises a `ValueError` where arrays hold what the step could not tell from good ones."""
+        if self.num_classes is not None and _is_array(y, "iu") and len(y):
+            low, high = int(np.min(y)), int(np.max(y))
+            if low < 0 or high >= self.num_classes:
+                raise ValueError(
+                    f"The labels are out of range. Expected integers in [0, {self.num_classes}); "
+                    f"received labels from {low} to {high}. Correct them, or make the GAN and its "
+                    "networks with another `num_classes`."
+                )
+        if type(self).preprocess is StepModel.preprocess and _is_array(x, "f") and len(x):
+            first = np.asarray(x[:1024])
+            low, high = self.image_range
+            slack = (high - low) / 10  # for what resizing adds
+            smallest, largest = float(first.min()), float(first.max())
+            if not (low - slack <= smallest and largest <= high + slack):
+                raise ValueError(
+                    f"The images are not in their range. Expected values in [{low}, {high}], as "
+                    f"the generator makes them; received values from {smallest:g} to {largest:g}. "
+                    "Scale them, as `load_images` does, or make the GAN with another "
+                    "`image_range`."
+                )
+
     def _check_arguments(self):
         check_integer("latent_dim", self.latent_dim, 1)
         check_integer("discriminator_steps", self.discriminator_steps, 1)
@@ -359,6 +393,12 @@ class GAN(StepModel):
 
 def _inputs(x, labels):
     return x if labels is None else [x, labels]
+
+
+def _is_array(values, kinds):
+    """Whether it is an array or tensor of numbers of some kinds, in the letters of numpy."""
+    is_array = isinstance(values, (np.ndarray, tf.Tensor)) and len(values.shape)
+    return is_array and np.asarray(values[:0]).dtype.kind in kinds
 
 
 def _described(tensor):
