@@ -314,23 +314,23 @@ def _load_model(path):
         return _load(path)
     except Exception as error:  # Keras, zipfile and h5py raise all kinds
         reason = str(error).rpartition("Exception encountered: ")[2]  # after pages of configuration
-        reason = textwrap.shorten(f"{type(error).__name__}: {reason}", 200)
+        reason = textwrap.shorten(f"{type(error).__name__}: {reason}", 200).rstrip(".")
         here = {"keras": keras.__version__, "customstep": __version__}
         saved = saving.versions(path)
         if any(_release(saved[name]) > _release(here[name]) for name in saved):
             raise ValueError(
                 f"The model '{path}' was saved by a newer version. Expected at most "
-                f"{_listed(here)}; received a file of {_listed(saved)} ({reason}) Update the "
+                f"{_listed(here)}; received a file of {_listed(saved)} ({reason}). Update the "
                 "packages, or save the model with the versions that are here."
             ) from error
         raise ValueError(
             f"The model '{path}' cannot be loaded. Expected a .keras file of registered classes; "
-            f"received {reason} Pass the file that `model.save(...)` wrote."
+            f"received {reason}. Pass the file that `model.save(...)` wrote."
         ) from error
 
 
 def _load(path):
-    # Safe whatever the global setting: a file may come from anyone, and runs no code of its own.
+    # In Keras's safe mode: a file may come from anyone, and is to run no code of its own.
     try:
         return keras.models.load_model(path, safe_mode=True)
     except (TypeError, ValueError):  # compiled with a function that only its script knows

@@ -254,7 +254,7 @@ def _image_files(folder):
                 for entry in entries
                 if entry.name.lower().endswith(SUFFIXES)
                 and not entry.name.startswith(".")
-                and not entry.is_dir()
+                and not os.path.isdir(entry.path)  # False for a link in a circle, too
             ]
     except OSError as error:
         raise ValueError(

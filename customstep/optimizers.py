@@ -159,7 +159,7 @@ def optimizers_by_update(names, optimizer):
         except (TypeError, ValueError) as error:  # which says what it does not understand
             raise ValueError(
                 f"The optimizer of '{name}' is none. Expected an optimizer or its name; received "
-                f"{optimizer[name]!r}: {error} Pass such as `keras.optimizers.Adam()`."
+                f"{optimizer[name]!r} ({error}). Pass such as `keras.optimizers.Adam()`."
             ) from error
         if optimizers[name] is None:
             raise ValueError(

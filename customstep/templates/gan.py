@@ -418,7 +418,7 @@ def _symbolic_call(name, network, inputs):
     except Exception as error:
         raise ValueError(
             f"The {name} cannot be called on what the GAN gives it. Expected a network of inputs "
-            f"{shapes}; received one that answers: {error} Change the network, `latent_dim` or "
+            f"{shapes}; received one that fails ({error}). Change the network, `latent_dim` or "
             "`num_classes`."
         ) from error
 
@@ -431,7 +431,7 @@ def _check_inputs(network, shapes):
     expected = [tensor.shape for tensor in getattr(network, "inputs", None) or ()]
     for want, have in zip(expected, shapes):
         if len(want) == len(have) and not tf.TensorShape(want).is_compatible_with(have):
-            raise ValueError(f"its inputs are {expected}.")
+            raise ValueError(f"its inputs are {expected}")
 
 
 def _frozen_copy(network):
