@@ -1,7 +1,9 @@
-"""What a script that is run from the command line needs: mistakes as one line, numbers as options.
+"""What a script that is run from the command line needs: a user's mistake is one line.
 
     parser = scripts.Parser(description=__doc__)
     parser.add_argument("--epochs", type=scripts.whole(1), default=8)
+    parser.add_argument("--out", type=scripts.folder, default="runs/mine")
+    parser.add_argument("--seed", type=scripts.seed, default=0)
     ...
     if __name__ == "__main__":
         customstep.run(main)
@@ -9,10 +11,11 @@
 
 import argparse
 import math
+import os
 import pathlib
 import sys
 
-__all__ = ["Parser", "run", "whole"]
+__all__ = ["Parser", "folder", "run", "seed", "whole"]
 
 
 def run(main, *, prog=None, mistakes=()):
@@ -72,6 +75,27 @@ def whole(low, high=math.inf):
         return value
 
     return parse
+
+
+def seed(text):
+    """The `type` of an option that `keras.utils.set_random_seed` takes: an int of 32 bits."""
+    return whole(0, 2**32 - 1)(text)
+
+
+def folder(text):
+    """The `type` of an option that is a folder to write to, which is there or can be made.
+
+    Example:
+
+        parser.add_argument("--out", type=folder, default="runs/mine")
+    """
+    path = pathlib.Path(text)
+    nearest = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+    if "\0" in text or not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise argparse.ArgumentTypeError(
+            f"expected a folder that exists or can be made, and written to; received '{text}'"
+        )
+    return path
 
 
 class Parser(argparse.ArgumentParser):

@@ -1046,8 +1046,38 @@ def test_option_within_its_limits_is_an_int():
         scripts.whole(0, 5)("6")
 
 
-def examples_with(option):
-    return [path for path in EXAMPLES if f'"{option}"' in path.read_text(encoding="utf-8")]
+@pytest.mark.parametrize("word", ["file", "file/deeper/still", "a\0b"])
+def test_option_that_is_no_folder_is_one_line(word, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    parser = scripts.Parser(prog="train.py")
+    parser.add_argument("--out", type=scripts.folder)
+    line = one_line(capsys, lambda: parser.parse_args(["--out", word]), "train.py")
+    assert "expected a folder that exists or can be made" in line and repr(word)[1:5] in repr(line)
+
+
+@pytest.mark.parametrize("word", [".", "new", "new/and/deep", "/tmp"])
+def test_option_that_is_a_folder_is_its_path_and_is_not_made(word, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert scripts.folder(word) == pathlib.Path(word)
+    assert not list(tmp_path.iterdir())
+
+
+def test_seed_is_what_numpy_takes():
+    assert scripts.seed(str(2**32 - 1)) == 2**32 - 1
+    for word in ("-1", str(2**32)):
+        with pytest.raises(Exception, match=f"from 0 to 4294967295; received '{word}'"):
+            scripts.seed(word)
+
+
+def examples_with(option, *, runs=False):
+    """The examples that have an option; those that use `customstep.run` if it is asked for."""
+    sources = {path: path.read_text(encoding="utf-8") for path in EXAMPLES}
+    return [
+        path
+        for path, source in sources.items()
+        if f'"{option}"' in source and (not runs or "run(main)" in source)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -1057,6 +1087,11 @@ def examples_with(option):
         *((path, ["--epochs", "many"]) for path in examples_with("--epochs")),
         *((path, ["--seed", "1.5"]) for path in examples_with("--seed")),
         *((path, ["--nope"]) for path in EXAMPLES),
+        *((path, ["--epochs", "0"]) for path in examples_with("--epochs", runs=True)),
+        *((path, ["--epochs", "-1"]) for path in examples_with("--epochs", runs=True)),
+        *((path, ["--seed", "-1"]) for path in examples_with("--seed", runs=True)),
+        *((path, ["--seeds", "0"]) for path in examples_with("--seeds", runs=True)),
+        *((path, ["--out", "file"]) for path in examples_with("--out", runs=True)),
     ],
     ids=lambda value: value.stem if isinstance(value, pathlib.Path) else " ".join(value),
 )
@@ -1065,9 +1100,10 @@ def test_mistake_on_the_command_line_of_an_example_is_one_line(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(path), *argv])
+    (tmp_path / "file").touch()
     main = load(path).main
     one_line(capsys, lambda: customstep.run(lambda: main(argv)), path.name)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["file"]
 
 
 # Damage of all kinds.
