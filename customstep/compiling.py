@@ -368,7 +368,8 @@ def _may_have_targets(arguments):
         return True
     if isinstance(x, tf.data.Dataset):
         return isinstance(x.element_spec, tuple) and len(x.element_spec) > 1
-    return not hasattr(keras.tree.flatten(x)[0], "shape")  # of a generator, nothing is known
+    # Of a generator, nothing is known.
+    return not any(hasattr(one, "shape") for one in keras.tree.flatten(x))
 
 
 def _step_state(schedules, conditions):
