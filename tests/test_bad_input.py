@@ -630,6 +630,16 @@ def test_refused_freezing_and_unfreezing_change_nothing():
     assert set(model.frozen) == before
 
 
+def test_preprocess_may_make_good_data_of_bad_ones():
+    class Scaled(GAN):
+        def preprocess(self, batch, training):
+            return batch._replace(x=tf.cast(batch.x, tf.float32) / 127.5 - 1, y=batch.y - 1)
+
+    model = Scaled(generator(3), discriminator(3), 3, num_classes=3)
+    model.compile(adversaries())
+    model.fit(np.uint8(127 * IMAGES + 128), CLASSES + 1, batch_size=24, verbose=0)
+
+
 def test_images_that_resizing_has_moved_a_little_are_in_range():
     model = gan()
     model.compile(adversaries())

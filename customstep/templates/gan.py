@@ -186,9 +186,9 @@ class GAN(StepModel):
         """As in `StepModel`.
 
         Raises:
-            ValueError: arrays hold labels outside of `[0, num_classes)`, or images that are not in
-                `image_range`. The first images are looked at; where they come from a data set, or
-                `preprocess` changes them, none.
+            ValueError: arrays hold labels outside of `[0, num_classes)`, or images, of which the
+                first are looked at, outside of `image_range`. Nothing is looked at where a class
+                has a `preprocess` of its own, or where the data come as a data set.
         """
         self._check_values(x, y)
         return super().fit(x, y, *args, **kwargs)
@@ -314,6 +314,8 @@ class GAN(StepModel):
 
     def _check_values(self, x, y):
         """Raises a `ValueError` where arrays hold what the step could not tell from good ones."""
+        if type(self).preprocess is not StepModel.preprocess:
+            return  # which may make good ones of them
         if self.num_classes is not None and _is_array(y, "iu") and len(y):
             low, high = int(np.min(y)), int(np.max(y))
             if low < 0 or high >= self.num_classes:
@@ -322,7 +324,7 @@ class GAN(StepModel):
                     f"received labels from {low} to {high}. Correct them, or make the GAN and its "
                     "networks with another `num_classes`."
                 )
-        if type(self).preprocess is StepModel.preprocess and _is_array(x, "f") and len(x):
+        if _is_array(x, "f") and len(x):
             first = np.asarray(x[:1024])
             low, high = self.image_range
             slack = (high - low) / 10  # for what resizing adds
