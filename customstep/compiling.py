@@ -263,7 +263,6 @@ class CompiledModel(PersistentModel):
         """
         arguments = inspect.signature(super().evaluate).bind(*args, **kwargs).arguments
         replicas.check_scope(self, self._distribute_strategy)
-        _check_there_are_data(arguments)
         _check_weights_have_targets(arguments)
         return super().evaluate(*args, **kwargs)
 
@@ -283,7 +282,6 @@ class CompiledModel(PersistentModel):
         call = inspect.signature(super().fit).bind(*args, **kwargs)
         arguments = call.arguments
         replicas.check_scope(self, self._distribute_strategy)
-        _check_there_are_data(arguments)
         _check_weights_have_targets(arguments)
         callbacks = arguments.get("callbacks") or []
         callbacks = getattr(callbacks, "callbacks", keras.tree.flatten(callbacks))
@@ -328,21 +326,6 @@ class _Restore(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self.backup.set_model(self.model)
         self.backup.on_train_begin(logs)
-
-
-def _check_there_are_data(arguments):
-    x = arguments.get("x")
-    if isinstance(x, tf.data.Dataset):
-        empty = x.cardinality() == 0
-    else:
-        shapes = [getattr(one, "shape", None) for one in keras.tree.flatten(x)]
-        empty = any(shape is not None and len(shape) and shape[0] == 0 for shape in shapes)
-    if empty:
-        raise ValueError(
-            f"There are no data. Expected at least one batch; received {type(x).__name__} without "
-            "any. Pass more examples, or lower a batch size that is larger than the data set and "
-            "leaves no batch with `drop_remainder=True`."
-        )
 
 
 def _check_weights_have_targets(arguments):

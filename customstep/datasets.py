@@ -254,7 +254,7 @@ def _image_files(folder):
                 for entry in entries
                 if entry.name.lower().endswith(SUFFIXES)
                 and not entry.name.startswith(".")
-                and not os.path.isdir(entry.path)  # False for a link in a circle, too
+                and not _is_folder(entry)
             ]
     except OSError as error:
         raise ValueError(
@@ -262,6 +262,13 @@ def _image_files(folder):
             f"one that fails ({error.strerror}). Change its permissions, or move it away."
         ) from error
     return [folder / name for name in sorted(names)]
+
+
+def _is_folder(entry):
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
 
 
 def _read_file(path):

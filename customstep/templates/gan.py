@@ -186,10 +186,11 @@ class GAN(StepModel):
         """As in `StepModel`.
 
         Raises:
-            ValueError: arrays hold labels outside of `[0, num_classes)`, or images, of which the
-                first are looked at, outside of `image_range`. Nothing is looked at where a class
-                has a `preprocess` of its own, or where the data come as a data set.
+            ValueError: there are no data; or arrays hold labels outside of `[0, num_classes)`, or
+                images, of which the first are looked at, outside of `image_range`. These two are
+                not looked at in a data set, or where a class has a `preprocess` of its own.
         """
+        _check_not_empty(x)
         self._check_values(x, y)
         return super().fit(x, y, *args, **kwargs)
 
@@ -395,6 +396,21 @@ class GAN(StepModel):
 
 def _inputs(x, labels):
     return x if labels is None else [x, labels]
+
+
+def _check_not_empty(x):
+    """Raises a `ValueError` where `fit` would be over at once, of which Keras only warns."""
+    if isinstance(x, tf.data.Dataset):
+        empty = x.cardinality() == 0
+    else:
+        shapes = [getattr(one, "shape", None) for one in keras.tree.flatten(x)]
+        empty = any(shape is not None and len(shape) and shape[0] == 0 for shape in shapes)
+    if empty:
+        raise ValueError(
+            f"There are no data. Expected at least one batch; received {type(x).__name__} without "
+            "any. Pass more examples, or lower a batch size that is larger than the data set and "
+            "leaves no batch with `drop_remainder=True`."
+        )
 
 
 def _is_array(values, kinds):
