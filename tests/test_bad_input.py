@@ -547,7 +547,9 @@ def fit_terms(returned, terms=("a",), **compiled):
     Case("no image", lambda: fit_gan(IMAGES[:0]), "no data.*ndarray"),
     Case(
         "data set smaller than a batch",
-        lambda: fit_gan(batches(IMAGES, size=32, drop_remainder=True), batch_size=None, shuffle=False),
+        lambda: fit_gan(
+            batches(IMAGES, size=32, drop_remainder=True), batch_size=None, shuffle=False
+        ),
         "no data.*lower a batch size",
     ),
     Case("sample weights alone", lambda: fit_gan(IMAGES, sample_weight=np.ones(24)), "y=None"),
