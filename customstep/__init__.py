@@ -18,6 +18,7 @@ from customstep import (
     processing,
     replicas,
     schedules,
+    scripts,
     selection,
     stateful,
     streams,
@@ -26,6 +27,7 @@ from customstep.callbacks import Resume, SampleGrid, Unfreeze
 from customstep.curves import plot_history
 from customstep.datasets import load_images, read_images
 from customstep.inspection import inspect
+from customstep.scripts import run
 from customstep.step import Batch, Objective, StepModel, Update
 from customstep.templates import GAN, AuxiliaryLoss, PartiallyFrozen, Processed, ScheduledClassifier
 
@@ -59,7 +61,9 @@ __all__ = [
     "processing",
     "read_images",
     "replicas",
+    "run",
     "schedules",
+    "scripts",
     "selection",
     "stateful",
     "streams",

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from customstep import grids, pictures, replicas, selection
-from customstep.checks import check_integer
+from customstep.checks import check_integer, check_path
 from customstep.resuming import Resume
 
 __all__ = ["Resume", "SampleGrid", "Unfreeze"]
@@ -46,7 +46,7 @@ class SampleGrid(keras.callbacks.Callback):
 
     Raises:
         ValueError: a number is out of its range.
-        TypeError: in `fit`, the model has no `sample(n, seed=, labels=)` or no `image_range`.
+        TypeError: `directory` is not a path; or, in `fit`, the model has no `sample(n, seed=, labels=)` or no `image_range`.
 
     Example:
 
@@ -55,6 +55,7 @@ class SampleGrid(keras.callbacks.Callback):
 
     def __init__(self, directory, *, rows=None, cols=8, every=1, seed=0, scale=2):
         super().__init__()
+        check_path("directory", directory)
         if rows is not None:
             check_integer("rows", rows, 1)
         check_integer("cols", cols, 1)

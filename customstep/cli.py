@@ -2,27 +2,28 @@
 
 A command is a function that adds its parser to the others and names, as `run`, the function that
 does the work; `COMMANDS` lists them. What a user can get wrong is raised as a `ValueError` or an
-`OSError`, which `main` turns into one line and exit code 2.
+`OSError`, which `scripts.run` turns into one line and exit code 2. A script that is launched is
+the user's own, and keeps the traceback of what is not raised here.
 """
 
 import argparse
 import contextlib
-import math
 import os
 import pathlib
+import re
 import sys
 import textwrap
 
 import keras
 import numpy as np
 
-from customstep import __version__, datasets, grids, latents, launching, pictures
+from customstep import __version__, datasets, grids, latents, launching, pictures, saving
 from customstep.files import atomic_path
 from customstep.inspection import inspect
+from customstep.scripts import Parser, run, whole
 
 __all__ = ["main"]
 
-_LARGEST = 2**28  # pixels of a sheet; Pillow refuses to open much larger pictures
 _BLOCK = 1024  # images held as floats at once
 
 
@@ -40,7 +41,7 @@ def main(argv=None):
 
         main(["grid", "gan.keras", "--out", "runs/grid.png"])
     """
-    parser = _Parser(
+    parser = Parser(
         prog="customstep",
         description="Look at models that were trained with customstep, and train on many processes.",
         epilog="'customstep COMMAND --help' describes a command and gives examples.",
@@ -50,10 +51,8 @@ def main(argv=None):
     for add_command in COMMANDS:
         add_command(commands)
     arguments = parser.parse_args(argv)
-    try:
-        arguments.run(arguments)
-    except (OSError, ValueError, MemoryError) as error:
-        arguments.parser.error(" ".join(str(error).split()) or type(error).__name__)
+    mistakes = () if arguments.run is _run_launch else (OSError, ValueError)
+    run(lambda: arguments.run(arguments), prog=arguments.parser.prog, mistakes=mistakes)
 
 
 def _grid(commands):
@@ -84,34 +83,34 @@ examples:
     parser.add_argument("model", metavar="MODEL.keras", type=pathlib.Path, help="the saved GAN")
     parser.add_argument(
         "--rows",
-        type=_whole(1),
+        type=whole(1),
         metavar="R",
         help="images down (default: 8, or one row for each class shown)",
     )
     parser.add_argument(
         "--cols",
-        type=_whole(1),
+        type=whole(1),
         default=8,
         metavar="C",
         help="images across (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
-        type=_whole(0, 2**63 - 1),
+        type=whole(0, 2**63 - 1),
         default=0,
         metavar="S",
         help="of the latent vectors (default: %(default)s)",
     )
     parser.add_argument(
         "--padding",
-        type=_whole(0),
+        type=whole(0),
         default=2,
         metavar="P",
         help="pixels around and between images (default: %(default)s)",
     )
     parser.add_argument(
         "--scale",
-        type=_whole(1),
+        type=whole(1),
         default=2,
         metavar="K",
         help="every image pixel becomes K x K pixels (default: %(default)s)",
@@ -165,7 +164,7 @@ examples:
     )
     parser.add_argument(
         "--batch-size",
-        type=_whole(1),
+        type=whole(1),
         default=32,
         metavar="N",
         help="images in the step (default: %(default)s)",
@@ -192,13 +191,13 @@ examples:
     )
     parser.add_argument(
         "--workers",
-        type=_whole(1),
+        type=whole(1),
         metavar="N",
         help="processes to start on this machine (default: 2; not where TF_CONFIG is set)",
     )
     parser.add_argument(
         "--max-restarts",
-        type=_whole(0),
+        type=whole(0),
         default=0,
         metavar="K",
         help="how often to start all again after one has died (default: %(default)s)",
@@ -314,18 +313,36 @@ def _load_model(path):
     try:
         return _load(path)
     except Exception as error:  # Keras, zipfile and h5py raise all kinds
+        reason = str(error).rpartition("Exception encountered: ")[2]  # after pages of configuration
+        reason = textwrap.shorten(f"{type(error).__name__}: {reason}", 200).rstrip(".")
+        here = {"keras": keras.__version__, "customstep": __version__}
+        saved = saving.versions(path)
+        if any(_release(saved[name]) > _release(here[name]) for name in saved):
+            raise ValueError(
+                f"The model '{path}' was saved by a newer version. Expected at most "
+                f"{_listed(here)}; received a file of {_listed(saved)} ({reason}). Update the "
+                "packages, or save the model with the versions that are here."
+            ) from error
         raise ValueError(
             f"The model '{path}' cannot be loaded. Expected a .keras file of registered classes; "
-            f"received {textwrap.shorten(f'{type(error).__name__}: {error}', 200)} Pass the file "
-            f"that `model.save(...)` wrote."
+            f"received {reason}. Pass the file that `model.save(...)` wrote."
         ) from error
 
 
 def _load(path):
+    # In Keras's safe mode: a file may come from anyone, and is to run no code of its own.
     try:
-        return keras.models.load_model(path)
+        return keras.models.load_model(path, safe_mode=True)
     except (TypeError, ValueError):  # compiled with a function that only its script knows
-        return keras.models.load_model(path, compile=False)
+        return keras.models.load_model(path, compile=False, safe_mode=True)
+
+
+def _release(version):
+    return [int(part) for part in re.findall(r"\d+", version)[:3]]
+
+
+def _listed(versions):
+    return " and ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _classes(gan, labels):
@@ -349,15 +366,7 @@ def _classes(gan, labels):
 def _sheet_size(gan, rows, cols, padding, scale):
     """Height and width in pixels, from a first image."""
     h, w = gan.sample(1, seed=0).shape[1:3]
-    height, width = (
-        count * (scale * side + padding) + padding for count, side in ((rows, h), (cols, w))
-    )
-    if height * width > _LARGEST:
-        raise ValueError(
-            f"The sheet is too large. Expected at most {_LARGEST:,} pixels; received {width:,} x "
-            f"{height:,}. Lower --rows, --cols, --padding or --scale."
-        )
-    return height, width
+    return grids.sheet_size(rows, cols, h, w, padding, scale)
 
 
 def _latents(gan, rows, cols, seed, interpolate):
@@ -415,38 +424,10 @@ def _writable(path):
         ) from error
 
 
-def _whole(low, high=math.inf):
-    """The type of an option that is a whole number from `low` to `high`."""
-
-    def parse(text):
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if not low <= value <= high:
-            limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-            raise argparse.ArgumentTypeError(
-                f"expected a whole number, {limits}; received '{text}'"
-            )
-        return value
-
-    return parse
-
-
 def _class_numbers(text):
     try:
-        return [_whole(0)(part) for part in text.split(",")]
+        return [whole(0)(part) for part in text.split(",")]
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(
             f"expected class numbers such as 0,1,2; received '{text}'"
         ) from None
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser that keeps the line breaks of its texts, and explains a mistake in one line."""
-
-    def __init__(self, **kwargs):
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from customstep import replicas, variables
+from customstep.checks import check_number
 from customstep.fitting import FitCallbacks
 from customstep.optimizers import (
     OptimizerGroup,
@@ -372,12 +373,30 @@ class _Restore(keras.callbacks.Callback):
 
 
 def _check_weights_have_targets(arguments):
+    class_weight = arguments.get("class_weight") or {}
+    if class_weight and not _may_have_targets(arguments):
+        raise ValueError(
+            "The class weights have no classes to weigh. Expected integer labels beside them; "
+            "received no targets. Pass `y`, or a data set of (x, y)."
+        )
+    for label, weight in class_weight.items():
+        check_number(f"class_weight[{label}]", weight, "[0, inf)")
     if arguments.get("sample_weight") is not None and arguments.get("y") is None:
         raise ValueError(
             "The sample weights would be ignored. Expected targets beside them, because Keras "
             "drops weights that come without; received y=None. Pass `y`, which a GAN without "
             "classes takes and does not look at, or a data set of (x, y, sample_weight)."
         )
+
+
+def _may_have_targets(arguments):
+    x = arguments.get("x")
+    if arguments.get("y") is not None:
+        return True
+    if isinstance(x, tf.data.Dataset):
+        return isinstance(x.element_spec, tuple) and len(x.element_spec) > 1
+    # Of a generator, nothing is known.
+    return not any(hasattr(one, "shape") for one in keras.tree.flatten(x))
 
 
 def _step_state(schedules, conditions):

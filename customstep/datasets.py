@@ -4,8 +4,10 @@
 """
 
 import difflib
+import os
 import pathlib
 import re
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +18,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from customstep import streams
+from customstep.checks import as_array, check_path, check_range
 
 __all__ = ["ImageSet", "load_images", "read_images"]
 
@@ -23,6 +26,7 @@ EMBEDDED = "fashion_mini"
 HERE = pathlib.Path(__file__).parent
 MINI = (HERE if (HERE / "assets").is_dir() else HERE.parent) / "assets/fashion_mini/1.0.0"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")  # not EPS, which runs a program, under such a name
 
 
 class ImageSet(NamedTuple):
@@ -40,7 +44,7 @@ class ImageSet(NamedTuple):
 
     def batches(self, batch_size, *, image_range=(-1.0, 1.0), shuffle=True, seed=0):
         """A `tf.data.Dataset` of `(images, labels)`; see `load_images` for arguments and errors."""
-        _check_image_range(image_range)
+        check_range("image_range", image_range)
         low, high = map(float, image_range)
         indices = streams.index_batches(
             len(self.labels), batch_size, shuffle=shuffle, seed=seed
@@ -110,7 +114,10 @@ def read_images(source=EMBEDDED, split="train", *, image_size=None, data_dir=Non
 
     Give `image_size` for images of several sizes, or to keep a large set small in memory: each is
     cropped around its centre to the aspect ratio, then resized (bilinear, antialiased). Files are
-    turned upright by EXIF and lose transparency; all gray they have one channel, otherwise three.
+    turned upright by EXIF and lose transparency; all gray they have one channel, otherwise three,
+    CMYK included. Of an animation it is the first frame. Gray of 16 bits, which has no range that
+    all agree on, is an error, as is a file that is damaged or is of more pixels than Pillow's
+    `PIL.Image.MAX_IMAGE_PIXELS`, 89 million. Links are followed, also out of the folder.
 
     Args:
         source, split, image_size, data_dir: as for `load_images`, with the same errors.
@@ -123,14 +130,17 @@ def read_images(source=EMBEDDED, split="train", *, image_size=None, data_dir=Non
         images, labels, class_names = read_images("fashion_mini", "test")
         class_names[labels[0]]  # the name of the first image's class
     """
+    check_path("source", source)
+    if data_dir is not None:
+        check_path("data_dir", data_dir)
     _check_image_size(image_size)
-    folder = MINI if source == EMBEDDED else pathlib.Path(source).expanduser()
+    folder = MINI if source == EMBEDDED else pathlib.Path(os.path.expanduser(source))
     names = tfds.list_builders(with_community_datasets=False)
     if isinstance(source, str) and re.split("[/:]", source)[0] in names:
         return _read_tfds(_prepared_builder(source, data_dir), split, image_size)
-    if (folder / "dataset_info.json").is_file():
+    if os.path.isfile(folder / "dataset_info.json"):
         return _read_tfds(tfds.builder_from_directory(folder), split, image_size)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # False for a name that is too long, too
         return _read_folder(folder, split, image_size)
     near = difflib.get_close_matches(str(source).lower(), [EMBEDDED, *names])
     raise ValueError(
@@ -215,12 +225,18 @@ def _read_folder(folder, split, image_size):
         )
     names = [path.name for path in classes] or [folder.resolve().name]
     groups = [_image_files(path) for path in classes] or [files]
+    files = sum(groups, [])
     images = []
-    for file in sum(groups, []):
-        pixels = _read_file(file)
-        images.append(_fit(pixels, image_size).numpy() if image_size else pixels)
-        if images[-1].shape[:2] != images[0].shape[:2]:
-            raise _mixed_sizes(f"folder '{folder}'", [images[0].shape[:2], images[-1].shape[:2]])
+    with warnings.catch_warnings():  # about what a file has besides its pixels
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+        for file in files:
+            pixels = _read_file(file)
+            images.append(_fit(pixels, image_size).numpy() if image_size else pixels)
+            sizes = images[0].shape[:2], images[-1].shape[:2]
+            if sizes[0] != sizes[1]:
+                found = {files[0].name: sizes[0], file.name: sizes[1]}
+                raise _mixed_sizes(f"folder '{folder}'", found)
     channels = max(pixels.shape[-1] for pixels in images)
     images = [np.broadcast_to(pixels, (*pixels.shape[:2], channels)) for pixels in images]
     labels = np.repeat(np.arange(len(groups), dtype=np.int32), list(map(len, groups)))
@@ -228,21 +244,45 @@ def _read_folder(folder, split, image_size):
 
 
 def _image_files(folder):
-    return [path for path in sorted(folder.glob("[!.]*")) if path.suffix.lower() in SUFFIXES]
+    try:
+        with os.scandir(folder) as entries:
+            names = [
+                entry.name
+                for entry in entries
+                if entry.name.lower().endswith(SUFFIXES)
+                and not entry.name.startswith(".")
+                and not _is_folder(entry)
+            ]
+    except OSError as error:
+        raise ValueError(
+            f"Cannot read the folder '{folder}'. Expected a folder that may be listed; received "
+            f"one that fails ({error.strerror}). Change its permissions, or move it away."
+        ) from error
+    return [folder / name for name in sorted(names)]
+
+
+def _is_folder(entry):
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
 
 
 def _read_file(path):
     """One file as a uint8 array `(height, width, 1 or 3)`."""
     try:
-        with PIL.Image.open(path) as image:
+        if not path.is_file():  # a pipe would wait for ever
+            raise OSError("no file, or a link to none")
+        with PIL.Image.open(path, formats=_FORMATS) as image:
             if image.mode[0] in "IF":
                 raise OSError("more than 8 bits a channel")
             image = PIL.ImageOps.exif_transpose(image)
             pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's PNG reader raises SyntaxError
+    except Exception as error:  # Pillow's readers raise all kinds on damaged files
         raise ValueError(
             f"Cannot read the image '{path}'. Expected a whole PNG, JPEG, BMP, GIF or WebP file of "
-            f"8 bits a channel; received one that fails ({error}). Replace or remove the file."
+            f"8 bits a channel; received one that fails ({error or type(error).__name__}). "
+            f"Replace or remove the file."
         ) from error
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
@@ -272,18 +312,8 @@ def _unknown_split(name, known, split):
     )
 
 
-def _check_image_range(image_range):
-    values = np.asarray(image_range)
-    numbers = values.shape == (2,) and values.dtype.kind in "iuf" and np.isfinite(values).all()
-    if not numbers or values[0] >= values[1]:
-        raise ValueError(
-            f"The image range is not a range. Expected two finite numbers, low < high; received "
-            f"{image_range!r}. Pass such as image_range=(-1, 1)."
-        )
-
-
 def _check_image_size(size):
-    values = np.asarray(size or (1, 1))
+    values = as_array("image_size", (1, 1) if size is None else size)
     if values.shape != (2,) or values.dtype.kind != "i" or values.min() < 1:
         raise ValueError(
             f"The image size is not a size. Expected two positive whole numbers (height, width); "

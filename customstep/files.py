@@ -6,6 +6,7 @@ import pathlib
 import tempfile
 
 from customstep import replicas
+from customstep.checks import check_path
 
 __all__ = ["atomic_folder", "atomic_path", "replaced", "thrown_away"]
 
@@ -25,7 +26,9 @@ def atomic_path(path):
         `pathlib.Path` in the same folder, so that the rename never crosses a file system.
 
     Raises:
+        TypeError: `path` is not a path.
         IsADirectoryError: `path` is a folder.
+        NotADirectoryError: a part of it is a file.
         OSError: the folder cannot be made or written to.
 
     Example:
@@ -33,6 +36,7 @@ def atomic_path(path):
         with atomic_path("runs/grid.png") as temporary:
             image.save(temporary)
     """
+    check_path("path", path)
     path = pathlib.Path(path)
     if not replicas.is_chief():
         with thrown_away(path) as temporary:
@@ -43,7 +47,13 @@ def atomic_path(path):
             f"Cannot write the file '{path}': it is a folder. Expected the name of a file; "
             f"received the name of a folder. Name a file in it, such as '{path / 'name.png'}'."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(
+            f"Cannot write the file '{path}': a part of its path is a file. Expected a folder that "
+            f"exists or can be made; received '{path.parent}'. Name another folder."
+        ) from error
     # The folder holds the temporary file so that writers which insist on creating it can.
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
         temporary = pathlib.Path(folder) / path.name

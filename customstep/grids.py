@@ -9,13 +9,14 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from customstep.checks import check_integer
+from customstep.checks import as_array, check_integer, check_range
 
 __all__ = [
     "class_sheet",
     "contact_sheet",
     "nearest_images",
     "nearest_sheet",
+    "sheet_size",
     "side_by_side",
     "to_uint8",
 ]
@@ -23,6 +24,7 @@ __all__ = [
 _WHITE = 255
 _CAPTION_HEIGHT = 16  # of the letters, in final pixels
 _BLOCK = 1024  # references compared at once
+_LARGEST = 2**28  # pixels of a sheet; Pillow refuses to open much larger pictures
 
 
 def to_uint8(images, image_range=(-1.0, 1.0)):
@@ -45,7 +47,7 @@ def to_uint8(images, image_range=(-1.0, 1.0)):
 
         to_uint8([[[-1.0, 1.0]]])  # [[[[0], [255]]]]
     """
-    images = np.asarray(images)
+    images = as_array("images", images)
     if images.ndim == 3:
         images = images[..., np.newaxis]
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
@@ -61,12 +63,8 @@ def to_uint8(images, image_range=(-1.0, 1.0)):
             f"Images have the wrong type. Expected float or uint8; received {images.dtype}. "
             f"Convert bytes with images.astype('uint8'), anything else with astype('float32')."
         )
+    check_range("image_range", image_range)
     low, high = image_range
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(
-            f"`image_range` is not a range. Expected two finite numbers, the lower first; received "
-            f"{image_range}. Pass (-1, 1) for a tanh output or (0, 1) for a sigmoid output."
-        )
     images = images.astype(np.float32)
     _check_finite("images", images)
     tolerance = 1e-3 * (high - low)
@@ -98,8 +96,8 @@ def contact_sheet(
         uint8 `(rows * (scale * h + padding) + padding, cols * (scale * w + padding) + padding, c)`.
 
     Raises:
-        TypeError, ValueError: not images (see `to_uint8`), more images than tiles, or a number out
-            of its range.
+        TypeError, ValueError: not images (see `to_uint8`), more images than tiles, a sheet that is
+            too large, or a number out of its range.
 
     Example:
 
@@ -121,13 +119,42 @@ def contact_sheet(
             f"The images do not fit on the sheet. Expected at most {rows} x {cols} = {rows * cols} "
             f"images; received {n}. Pass images[:{rows * cols}], more rows or cols, or neither."
         )
+    height, width = sheet_size(rows, cols, h, w, padding, scale)
     tile_h, tile_w = scale * h + padding, scale * w + padding
     tiles = _canvas((rows * cols, tile_h, tile_w, c), background)
     tiles[:n, : scale * h, : scale * w] = images.repeat(scale, axis=1).repeat(scale, axis=2)
     tiles = tiles.reshape(rows, cols, tile_h, tile_w, c).swapaxes(1, 2)  # (rows, h, cols, w, c)
-    sheet = _canvas((rows * tile_h + padding, cols * tile_w + padding, c), background)
+    sheet = _canvas((height, width, c), background)
     sheet[padding:, padding:] = tiles.reshape(rows * tile_h, cols * tile_w, c)
     return sheet
+
+
+def sheet_size(rows, cols, height, width, padding=2, scale=1):
+    """The height and width of a contact sheet, without making it.
+
+    Args:
+        rows, cols: tiles down and across.
+        height, width: of one image, in pixels.
+        padding, scale: as in `contact_sheet`.
+
+    Returns:
+        `(height, width)` of the sheet, in pixels.
+
+    Raises:
+        ValueError: the sheet has more than 2 ** 28 pixels.
+
+    Example:
+
+        sheet_size(8, 8, 28, 28, scale=2)  # (466, 466)
+    """
+    height = rows * (scale * height + padding) + padding
+    width = cols * (scale * width + padding) + padding
+    if height * width > _LARGEST:
+        raise ValueError(
+            f"The sheet is too large. Expected at most {_LARGEST:,} pixels; received {width:,} x "
+            f"{height:,}. Lower `rows`, `cols`, `padding` or `scale`."
+        )
+    return height, width
 
 
 def class_sheet(images, labels, cols=10, *, image_range=(-1.0, 1.0), background=_WHITE, **layout):
@@ -150,7 +177,7 @@ def class_sheet(images, labels, cols=10, *, image_range=(-1.0, 1.0), background=
 
         sheet = class_sheet(generator([latents, labels]), labels, cols=10)
     """
-    images, labels = np.asarray(images), np.asarray(labels)
+    images, labels = as_array("images", images), as_array("labels", labels)
     if labels.ndim != 1 or labels.shape != images.shape[:1]:
         raise ValueError(
             f"Labels do not match the images. Expected one label for each image, shape "
@@ -230,7 +257,7 @@ def nearest_images(samples, references):
 
         indices, distances = nearest_images([[0.0], [9.0]], [[1.0], [7.0]])  # [0, 1], [1.0, 2.0]
     """
-    samples, references = np.asarray(samples), np.asarray(references)
+    samples, references = as_array("samples", samples), as_array("references", references)
     if (
         samples.shape[1:] != references.shape[1:]
         or 0 in samples.shape + references.shape

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from customstep.checks import check_integer
+from customstep.checks import as_array, check_integer
 
 __all__ = ["slerp"]
 
@@ -37,13 +37,14 @@ def slerp(start, end, steps):
 
         slerp([1.0, 0.0], [0.0, 1.0], steps=3)  # [[1, 0], [0.7071, 0.7071], [0, 1]]
     """
-    start, end = np.asarray(start), np.asarray(end)
+    start, end = as_array("start", start), as_array("end", end)
     check_integer("steps", steps, 2)
-    if start.shape != end.shape or start.ndim not in (1, 2):
+    numbers = start.dtype.kind in "iuf" and end.dtype.kind in "iuf"
+    if not numbers or start.shape != end.shape or start.ndim not in (1, 2):
         raise ValueError(
-            f"The ends cannot be joined. Expected two arrays of one shape, (latent_dim,) or "
-            f"(n, latent_dim); received {start.shape} and {end.shape}. Repeat the shorter one with "
-            f"np.broadcast_to."
+            f"The ends cannot be joined. Expected two arrays of numbers of one shape, "
+            f"(latent_dim,) or (n, latent_dim); received {start.dtype} {start.shape} and "
+            f"{end.dtype} {end.shape}. Repeat the shorter one with np.broadcast_to."
         )
     dtype = np.result_type(start, end, np.float32)
     p, q = (vectors.astype(np.float64)[..., np.newaxis, :] for vectors in (start, end))

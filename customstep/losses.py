@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from customstep import noise
+from customstep.checks import check_number
 from customstep.saving import SavedDataclass
 
 __all__ = [
@@ -243,7 +244,7 @@ class NonSaturating(AdversarialLoss):
     label_smoothing: float = 0.0
 
     def __post_init__(self):
-        _check("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)")
+        check_number("label_smoothing", self.label_smoothing, "[0, 1)")
 
     def discriminator(self, real_logits, fake_logits, sample_weight=None):
         return non_saturating_discriminator_loss(
@@ -389,7 +390,7 @@ class GradientPenalty(Penalty):
 
     Args:
         weight: w, at least 0.
-        target: k, the norm that is not penalized.
+        target: k, the norm that is not penalized, at least 0.
     """
 
     name = "gradient_penalty"
@@ -397,7 +398,8 @@ class GradientPenalty(Penalty):
     target: float = 1.0
 
     def __post_init__(self):
-        _check("weight", self.weight, self.weight >= 0, "at least 0")
+        check_number("weight", self.weight, "[0, inf)")
+        check_number("target", self.target, "[0, inf)")
 
     def __call__(self, critic, real, fake, seed):
         norms = gradient_norms(critic, interpolate(real, fake, seed))
@@ -433,7 +435,7 @@ class R1(Penalty):
     gamma: float = 10.0
 
     def __post_init__(self):
-        _check("gamma", self.gamma, self.gamma >= 0, "at least 0")
+        check_number("gamma", self.gamma, "[0, inf)")
 
     def __call__(self, critic, real, fake, seed):
         return self.gamma / 2 * tf.reduce_mean(squared_gradient_norms(critic, real))
@@ -464,7 +466,7 @@ class DRAGAN(Penalty):
 
     Args:
         weight: w, at least 0.
-        target: k, the norm that is not penalized.
+        target: k, the norm that is not penalized, at least 0.
         deviation: the noise's standard deviation, in standard deviations of the batch.
     """
 
@@ -474,8 +476,9 @@ class DRAGAN(Penalty):
     deviation: float = 0.5
 
     def __post_init__(self):
-        _check("weight", self.weight, self.weight >= 0, "at least 0")
-        _check("deviation", self.deviation, self.deviation > 0, "above 0")
+        check_number("weight", self.weight, "[0, inf)")
+        check_number("target", self.target, "[0, inf)")
+        check_number("deviation", self.deviation, "(0, inf)")
 
     def __call__(self, critic, real, fake, seed):
         shift = noise.normal(tf.shape(real), seed)
@@ -503,7 +506,7 @@ class FiniteDifferenceR1(R1):
 
     def __post_init__(self):
         super().__post_init__()
-        _check("deviation", self.deviation, self.deviation > 0, "above 0")
+        check_number("deviation", self.deviation, "(0, inf)")
 
     def __call__(self, critic, real, fake, seed):
         shift = noise.normal(tf.shape(real), seed)
@@ -527,11 +530,3 @@ def _mean(values, sample_weight=None):
 
 def _softplus(logits):
     return tf.nn.softplus(tf.cast(logits, tf.float32))
-
-
-def _check(name, value, holds, expected):
-    if not holds:
-        raise ValueError(
-            f"`{name}` is out of range. Expected a number {expected}; received {value!r}. "
-            "Correct the number."
-        )

@@ -137,7 +137,7 @@ def optimizers_by_update(names, optimizer):
         Dict of update name to `keras.optimizers.Optimizer`, in the order of `names`.
 
     Raises:
-        ValueError: the names do not match, or one object serves two updates.
+        ValueError: the names do not match, one is no optimizer, or one object serves two updates.
     """
     if not _is_by_update(optimizer):
         if len(names) > 1:
@@ -152,9 +152,16 @@ def optimizers_by_update(names, optimizer):
             f"The optimizers do not fit the updates. Expected the names {_listed(names)}; "
             f"received {_listed(optimizer)}. Pass a dict with one optimizer for each name."
         )
-    optimizers = {name: keras.optimizers.get(optimizer[name]) for name in names}
-    for name, one in optimizers.items():
-        if one is None:
+    optimizers = {}
+    for name in names:
+        try:
+            optimizers[name] = keras.optimizers.get(optimizer[name])
+        except (TypeError, ValueError) as error:  # which says what it does not understand
+            raise ValueError(
+                f"The optimizer of '{name}' is none. Expected an optimizer or its name; received "
+                f"{optimizer[name]!r} ({error}). Pass such as `keras.optimizers.Adam()`."
+            ) from error
+        if optimizers[name] is None:
             raise ValueError(
                 f"The update '{name}' has no optimizer. Expected an optimizer or its name; "
                 "received None. Pass such as `keras.optimizers.Adam()`."
@@ -207,17 +214,19 @@ def schedules_by_update(argument, value, names, dtype=tf.float32):
         Read-only mapping of update name to `stateful.BoundSchedule`.
 
     Raises:
-        ValueError: a name is not an update's.
-        TypeError: a schedule is not callable.
+        ValueError: a name is not an update's, or the rate at step 0 is negative or not finite.
+        TypeError: a schedule is not callable, or returns a value of the wrong kind.
     """
     schedules = by_update(argument, value, names)
     for name, schedule in schedules.items():
-        if not callable(schedule):
+        if not callable(schedule) or isinstance(schedule, type):
             raise TypeError(
                 f"`{argument}` of '{name}' cannot be called. Expected a callable of the step; "
                 f"received {schedule!r}. Pass a function `step -> value`."
             )
-    return types.MappingProxyType({k: BoundSchedule(v, dtype) for k, v in schedules.items()})
+        schedules[name] = BoundSchedule(schedule, dtype)
+        schedules[name].check(f"{argument}['{name}']", None if dtype == tf.bool else "[0, inf)")
+    return types.MappingProxyType(schedules)
 
 
 def methods_by_update(value, names):
@@ -231,7 +240,7 @@ def methods_by_update(value, names):
     for name, of_update in methods.items():
         methods[name] = tuple(keras.tree.flatten(of_update))
         for position, method in enumerate(methods[name]):
-            if not callable(method):
+            if not callable(method) or isinstance(method, type):
                 raise TypeError(
                     f"A gradient method of '{name}' cannot be called. Expected an object such as "
                     f"`gradients.SharpnessAware()`; received {method!r}. Derive one of your own "

@@ -1,10 +1,12 @@
 """Pictures as files: sheets as PNG with their provenance or as GIF, figures; whole or not at all."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from customstep import __version__
-from customstep.checks import check_integer
+from customstep.checks import as_array, check_integer, check_path
 from customstep.files import atomic_path
 
 __all__ = ["read_metadata", "save_figure", "save_gif", "save_png"]
@@ -38,6 +40,7 @@ def save_png(path, sheet, metadata=None):
             "Software" is always this package and its version.
 
     Raises:
+        TypeError: `path` is not a path, or `metadata` not a dict.
         ValueError: not a sheet, or a key that PNG does not allow.
         OSError: the file cannot be written.
 
@@ -45,6 +48,11 @@ def save_png(path, sheet, metadata=None):
 
         save_png("runs/grid.png", sheet, {"model": "DCGAN", "step": 4000, "seed": 0})
     """
+    if not isinstance(metadata or {}, Mapping):
+        raise TypeError(
+            f"The metadata have no keys. Expected a dict such as {{'seed': 0}}; received "
+            f"{metadata!r}. Give each value a key."
+        )
     text = PngImagePlugin.PngInfo()
     for key, value in {**(metadata or {}), "Software": f"customstep {__version__}"}.items():
         if not (isinstance(key, str) and key.isascii() and key.isprintable() and 0 < len(key) < 80):
@@ -69,19 +77,27 @@ def read_metadata(path):
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a PNG.
+        OSError: it cannot be read.
+        TypeError: `path` is not a path.
+        ValueError: the file is not a PNG, or a damaged one.
 
     Example:
 
         read_metadata("runs/grid.png")["step"]  # "4000"
     """
+    check_path("path", path)
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return {key: str(value) for key, value in image.text.items()}
-    except UnidentifiedImageError as error:
+    except (UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise ValueError(
             f"Cannot read metadata. Expected a PNG file; received '{path}', which is none. "
             f"Pass a file that `save_png` wrote."
+        ) from error
+    except OSError as error:
+        raise type(error)(
+            f"Cannot read metadata. Expected a PNG file; received '{path}', which cannot be "
+            f"opened: {error.strerror or error}. Pass a file that `save_png` wrote."
         ) from error
 
 
@@ -106,7 +122,7 @@ def save_gif(path, sheets, *, frame_ms=200, hold_last_ms=2000):
 
         save_gif("runs/training.gif", [sheet_of_epoch_1, sheet_of_epoch_2])
     """
-    planes = [_plane(sheet) for sheet in sheets]
+    planes = [_plane(sheet) for sheet in ([] if sheets is None else sheets)]
     shapes = sorted({plane.shape for plane in planes})
     if len(shapes) != 1 or max(shapes[0]) > 65535:
         raise ValueError(
@@ -133,7 +149,7 @@ def save_gif(path, sheets, *, frame_ms=200, hold_last_ms=2000):
 
 def _plane(sheet):
     """A sheet in the shape Pillow reads: `(h, w)` for gray, `(h, w, 3)` for colour."""
-    sheet = np.asarray(sheet)
+    sheet = as_array("sheet", sheet)
     channels = sheet.shape[2:]
     shaped = sheet.ndim > 1 and channels in ((), (1,), (3,)) and sheet.size
     if sheet.dtype != np.uint8 or not shaped:

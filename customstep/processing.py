@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from customstep import noise
-from customstep.checks import check_integer
+from customstep.checks import as_array, check_integer
 from customstep.saving import SavedDataclass
 
 __all__ = [
@@ -179,10 +179,17 @@ class Shift(Processor):
 
     Args:
         dy, dx: ints, how far down and to the right; negative is up and to the left.
+
+    Raises:
+        ValueError: one of them is not a whole number, or `x` are not images.
     """
 
     dy: int
     dx: int
+
+    def __post_init__(self):
+        check_integer("dy", self.dy, -math.inf)
+        check_integer("dx", self.dx, -math.inf)
 
     def infer(self, batch):
         _check_images(self, batch.x)
@@ -536,8 +543,9 @@ def _check_moments(processor):
     """Checks `mean` and `std`, and makes floats, or tuples of floats, of them."""
     for name, low in (("mean", -math.inf), ("std", 0.0)):
         value = getattr(processor, name)
-        values = np.asarray(value, dtype=float)
-        if values.ndim > 1 or not values.size or not ((low < values) & (values < math.inf)).all():
+        values = as_array(name, value)
+        numeric = values.dtype.kind in "iuf" and 0 < values.size and values.ndim < 2
+        if not numeric or not ((low < values) & (values < math.inf)).all():
             raise ValueError(
                 f"`{name}` is out of its range. Expected a number, or one for each channel, all "
                 f"finite{' and above 0' if low == 0 else ''}; received {value!r}. Correct "

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from customstep import checkpoints, configuration, replicas
-from customstep.checks import check_integer
+from customstep.checks import check_integer, check_path
 
 __all__ = ["Resume"]
 
@@ -67,6 +67,7 @@ class Resume(keras.callbacks.Callback):
 
     def __init__(self, directory, *, every=None, keep=2, fresh=False, configuration=None):
         super().__init__()
+        check_path("directory", directory)
         if every not in (None, "epoch"):
             check_integer("every", every, 1)
         check_integer("keep", keep, 1)

@@ -1,16 +1,19 @@
 """Models that are saved whole, however they are made, and the small objects they are made with."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import io
+import json
 import types
+import zipfile
 
 import keras
 
-from customstep import files, replicas
+from customstep import __version__, files, replicas
 
-__all__ = ["PersistentModel", "SavedDataclass", "SavedVariables"]
+__all__ = ["PersistentModel", "SavedDataclass", "SavedVariables", "versions"]
 
 
 class PersistentModel(keras.Model):
@@ -64,7 +67,14 @@ class PersistentModel(keras.Model):
             graph = {"inputs": plain.input, "outputs": plain.output, "name": plain.name}
             if not plain.trainable:  # True would thaw layers that are frozen by themselves
                 graph["trainable"] = False
-        return cls(**graph, **keras.saving.deserialize_keras_object(arguments, custom_objects))
+        arguments = keras.saving.deserialize_keras_object(arguments, custom_objects)
+        try:
+            return cls(**graph, **arguments)
+        except (TypeError, ValueError) as error:
+            names, _, _ = _constructor_arguments(cls)
+            of_layers = list(inspect.signature(keras.layers.Layer.__init__).parameters)[1:-1]
+            _check_known(cls, arguments, [*names, *of_layers], error)
+            raise
 
     def __reduce__(self):  # pickle and deepcopy look at the type, which the twin has of its own
         load, arguments = super().__reduce__()
@@ -73,6 +83,9 @@ class PersistentModel(keras.Model):
     def save(self, filepath, overwrite=True, **kwargs):
         with self._destination(filepath, overwrite) as path:
             super().save(path, overwrite=overwrite, **kwargs)
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path, "a") as archive:  # where Keras sees no other file
+                    archive.comment = f"customstep {__version__}".encode()
 
     def save_weights(self, filepath, overwrite=True, **kwargs):
         with self._destination(filepath, overwrite) as path:
@@ -225,7 +238,35 @@ class SavedDataclass:
 
     @classmethod
     def from_config(cls, config):
+        _check_known(cls, config, [field.name for field in dataclasses.fields(cls)])
         return cls(**config)
+
+
+def versions(path):
+    """What a `.keras` file was saved with.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        Dict of "keras" and "customstep" to a version, without what the file does not say.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+        with zipfile.ZipFile(path) as archive:
+            found = {"keras": json.loads(archive.read("metadata.json"))["keras_version"]}
+            package, _, version = archive.comment.decode().partition(" ")
+            return {**found, "customstep": version} if package == "customstep" else found
+    return {}
+
+
+def _check_known(cls, config, known, error=None):
+    """Raises a `ValueError` where a saved configuration has more than its class takes."""
+    if unknown := ", ".join(sorted(set(config) - set(known))):
+        raise ValueError(
+            f"A saved {cls.__name__} has arguments that the class does not take here: {unknown}. "
+            f"Expected {', '.join(known)}; received {unknown} as well. The file is of another, "
+            f"likely newer version: update the package that defines {cls.__name__}."
+        ) from error
 
 
 # Keras does not export the class of functional models; this makes an empty one to ask for its type.

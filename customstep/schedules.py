@@ -168,7 +168,7 @@ class WarmupCosine(SavedDataclass):
 
     def __call__(self, step):
         step, warmup = _float(step), self.warmup * self.steps
-        line = tf.minimum(step / warmup, 1.0) if warmup else 1.0
+        line = tf.where(step < warmup, step / warmup, 1.0) if warmup else 1.0
         progress = tf.clip_by_value((step - warmup) / (self.steps - warmup), 0.0, 1.0)
         cosine = (1 + tf.cos(math.pi * progress)) / 2
         return self.rate * line * (self.final + (1 - self.final) * cosine)

@@ -20,6 +20,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from customstep.checks import as_array
 from customstep.saving import SavedDataclass
 
 __all__ = ["Part", "as_entries", "intersection", "paths", "select", "union", "without"]
@@ -63,7 +64,7 @@ class Part(SavedDataclass):
             object.__setattr__(self, "rows", rows.reshape(-1).tolist())
 
     def _array(self, name, values, kinds, expected):
-        array = np.asarray(values)
+        array = as_array(name, values)
         if array.dtype.kind not in kinds:
             raise TypeError(
                 f"The `{name}` of a part have a wrong type. Expected {expected}; received "

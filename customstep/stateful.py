@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from customstep import replicas
+from customstep.checks import check_number
 from customstep.saving import SavedDataclass
 
 __all__ = ["BoundSchedule", "StatefulSchedule", "moving_mean"]
@@ -87,18 +88,42 @@ class BoundSchedule:
         """The value at a step, a float32 scalar.
 
         Raises:
-            TypeError: it is a truth where a number is expected, or the other way round.
+            TypeError: it is no scalar, or a truth where a number is expected, or the other way
+                round.
         """
         state = (self._state(),) if self._is_stateful else ()
-        value = tf.convert_to_tensor(self._schedule(step, *state))
-        if (value.dtype == tf.bool) != (self._dtype == tf.bool):
-            kind = "condition" if self._dtype == tf.bool else "schedule"
-            raise TypeError(
-                f"A {kind} returns a value of the wrong kind. Expected {self._dtype.name}; "
-                f"received {value.dtype.name} from {self._schedule!r}. Pass it to `schedule_lr` "
-                "if it is a rate, to `when` if it is a condition, such as `step % 5 == 0`."
-            )
-        return tf.cast(value, self._dtype)
+        returned = self._schedule(step, *state)
+        try:
+            value = tf.convert_to_tensor(returned)
+        except (TypeError, ValueError):
+            received = repr(returned)
+        else:
+            real = tf.bool if value.dtype == tf.bool else tf.float32
+            numeric = value.dtype.is_floating or value.dtype.is_integer or value.dtype.is_bool
+            if numeric and real == self._dtype and value.shape.rank in (0, None):
+                return tf.cast(value, self._dtype)
+            received = f"{value.dtype.name} of shape {value.shape}"
+        kind = "condition" if self._dtype == tf.bool else "schedule"
+        raise TypeError(
+            f"A {kind} returns a value of the wrong kind. Expected a scalar, {self._dtype.name}; "
+            f"received {received} from {self._schedule!r}. Pass it to `schedule_lr` if it is a "
+            "rate, to `when` if it is a condition, such as `step % 5 == 0`."
+        )
+
+    def check(self, name, interval=None):
+        """Calls the schedule at step 0, to find out now what the first step would.
+
+        Args:
+            name: of the schedule, for the error.
+            interval: what its value has to be in, such as "[0, inf)", or None.
+
+        Raises:
+            TypeError: it returns a value of the wrong kind.
+            ValueError: its value is not in the interval.
+        """
+        value = self(tf.constant(0.0))
+        if interval is not None and tf.executing_eagerly():
+            check_number(f"{name} at step 0", float(value), interval)
 
     def observe(self, objective, size):
         """Moves the state on by what one step measured.

@@ -463,6 +463,11 @@ class StepModel(CompiledModel):
 def _evaluate(objective, batch, training):
     """The objective of a batch; 0 on a replica whose part of it is empty and so has no mean."""
     found = objective(batch, training)
+    if not isinstance(found, Objective):
+        raise TypeError(
+            f"An objective returned something else. Expected an `Objective`; received "
+            f"{type(found).__name__}. Return `Objective({{'name': scalar}})`."
+        )
     if replicas.count() == 1:
         return found
 

@@ -136,7 +136,7 @@ def test_terminal_sees_progress(grid, monkeypatch, capsys):
         ("gan.keras", "--rows 0", "argument --rows: expected.*at least 1; received '0'"),
         ("gan.keras", "--cols 2.5", "argument --cols: expected.*at least 1; received '2.5'"),
         ("gan.keras", "--seed -1", "argument --seed: expected.*from 0 to.*received '-1'"),
-        ("gan.keras", "--rows 99999 --cols 99999", "too large. Expected at most.*Lower --rows"),
+        ("gan.keras", "--rows 99999 --cols 99999", "too large. Expected at most.*Lower `rows`"),
         ("gan.keras", "--interpolate --cols 1", "at least 2 columns.*received --cols 1"),
         ("gan.keras", "--labels 0", "takes no labels. Expected.*received .0.. Leave"),
         ("conditional.keras", "--labels 0,3", "no class 3. Expected.*from 0 to 2; received"),

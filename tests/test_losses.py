@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import keras
 import numpy as np
@@ -429,8 +430,9 @@ def test_names_of_penalties_differ():
     ],
 )
 def test_number_out_of_range_is_refused(cls, name, value):
-    expected = {"label_smoothing": r"\[0, 1\)", "deviation": "above 0"}.get(name, "at least 0")
-    message = rf"`{name}` is out of range\. Expected .*{expected}; received {value!r}\. Correct"
+    expected = {"label_smoothing": "[0, 1)", "deviation": "(0, inf)"}.get(name, "[0, inf)")
+    expected = re.escape(f"Expected a number in {expected}; received {value!r}. Correct")
+    message = rf"`{name}` is out of its range\. {expected}"
     with pytest.raises(ValueError, match=message):
         cls(**{name: value})
 

@@ -29,6 +29,7 @@ LEAVES = (
     "processing",
     "replicas",
     "schedules",
+    "scripts",
     "selection",
     "stateful",
     "variables",

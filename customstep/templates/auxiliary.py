@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from customstep import replicas
 from customstep.checks import check_number
-from customstep.stateful import StatefulSchedule
+from customstep.stateful import BoundSchedule, StatefulSchedule
 from customstep.step import Objective, StepModel
 
 __all__ = ["AuxiliaryLoss"]
@@ -147,6 +147,7 @@ class AuxiliaryLoss(StepModel):
 
         Raises:
             ValueError: a name or a weight does not fit.
+            TypeError: a weight that is scheduled is not a number.
         """
         loss, loss_weights = loss or {}, loss_weights or {}
         earlier, self._judges = self._judges, types.MappingProxyType(self._make_judges(loss))
@@ -292,7 +293,9 @@ class AuxiliaryLoss(StepModel):
                     f"callable of the step alone; received {weight!r}. Use a schedule such as "
                     "`customstep.schedules.LinearDecay`, or a function of the step."
                 )
-            if not callable(weight):
+            if callable(weight):
+                BoundSchedule(weight).check(f"loss_weights['{name}']", "[0, inf)")
+            else:
                 check_number(f"loss_weights['{name}']", weight, "[0, inf)")
 
 

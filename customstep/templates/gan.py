@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from customstep import noise, variables
-from customstep.losses import AdversarialLoss, NonSaturating
+from customstep.checks import as_array, check_integer, check_number, check_range
+from customstep.losses import AdversarialLoss, NonSaturating, Penalty
 from customstep.step import Objective, StepModel, Update
 
 __all__ = ["GAN"]
@@ -79,13 +80,14 @@ class GAN(StepModel):
         self.discriminator = discriminator
         self.latent_dim = latent_dim
         self.loss = NonSaturating() if loss is None else loss
-        self.penalties = tuple(penalties)
+        self.penalties = tuple(keras.tree.flatten(penalties))
         self.discriminator_steps = discriminator_steps
-        self.ema_decay = float(ema_decay)
+        self.ema_decay = ema_decay
         self.num_classes = num_classes
-        self.image_range = tuple(image_range)
+        self.image_range = image_range
         self._check_arguments()
-        self._check_networks()
+        self.ema_decay, self.image_range = float(ema_decay), tuple(image_range)
+        self._image_shape = self._check_networks()
         self.ema_generator = _frozen_copy(generator)
         self.seeds = keras.random.SeedGenerator()
         self(self._symbolic_inputs())
@@ -115,7 +117,7 @@ class GAN(StepModel):
 
     def discriminator_objective(self, batch, training):
         """How well the discriminator tells real images from generated ones, and its penalties."""
-        real, labels = tf.cast(batch.x, tf.float32), self._labels(batch)
+        real, labels = self._images(batch), self._labels(batch)
         latents = self._draw_latents(batch.size, training, use=0)
         with variables.without_effects(self.generator.variables):  # it has its own update
             fake = self.generator(_inputs(latents, labels), training=training)
@@ -143,7 +145,8 @@ class GAN(StepModel):
             fake_logits = self.discriminator(_inputs(fake, labels), training=training)
             real_logits = None
             if self.loss.relativistic:
-                real_logits = self.discriminator(_inputs(batch.x, labels), training=training)
+                real = self._images(batch)
+                real_logits = self.discriminator(_inputs(real, labels), training=training)
         loss = self.loss.generator(real_logits, fake_logits)
         return Objective({"generator_loss": _regularized(loss, self.generator)})
 
@@ -179,6 +182,18 @@ class GAN(StepModel):
             )
         super().compile(optimizer, **kwargs)
 
+    def fit(self, x=None, y=None, *args, **kwargs):
+        """As in `StepModel`.
+
+        Raises:
+            ValueError: there are no data; or arrays hold labels outside of `[0, num_classes)`, or
+                images, of which the first are looked at, outside of `image_range`. These two are
+                not looked at in a data set, or where a class has a `preprocess` of its own.
+        """
+        _check_not_empty(x)
+        self._check_values(x, y)
+        return super().fit(x, y, *args, **kwargs)
+
     def call(self, inputs, training=False):
         return self.ema_generator(inputs, training=training)
 
@@ -194,21 +209,28 @@ class GAN(StepModel):
         """Latent vectors to make images of.
 
         Args:
-            n: how many.
-            seed: int; the same seed gives the same vectors. None draws others every time.
+            n: how many, at least 1.
+            seed: int of at least 0; the same seed gives the same vectors. None draws others every
+                time.
 
         Returns:
             float32 numpy array `(n, latent_dim)`, standard normal.
+
+        Raises:
+            ValueError: a number is out of its range.
         """
+        check_integer("n", n, 1)
         seed = random.getrandbits(31) if seed is None else seed
+        check_integer("seed", seed, 0, 2**63 - 1)
         return noise.normal((n, self.latent_dim), (seed, 0)).numpy()
 
     def sample(self, n, *, seed=None, labels=None):
         """Generated images.
 
         Args:
-            n: how many.
-            seed: int; the same seed gives the same images. None draws others every time.
+            n: how many, at least 1.
+            seed: int of at least 0; the same seed gives the same images. None draws others every
+                time.
             labels: int `(n,)` in `[0, num_classes)`, where the GAN is conditional; None takes the
                 classes in turn.
 
@@ -216,7 +238,7 @@ class GAN(StepModel):
             float32 numpy array `(n, height, width, channels)` in `image_range`.
 
         Raises:
-            ValueError: `labels` do not fit.
+            ValueError: `labels` do not fit, or a number is out of its range.
         """
         latents = self.latents(n, seed)
         return self.predict(_inputs(latents, self._sample_labels(n, labels)), 256, verbose=0)
@@ -226,12 +248,13 @@ class GAN(StepModel):
             return None
         if labels is None:
             return np.arange(n, dtype="int32") % self.num_classes
-        labels = np.asarray(labels)
+        labels = as_array("labels", labels)
         limit = self.num_classes or 0
-        if labels.shape != (n,) or not ((labels >= 0) & (labels < limit)).all():
+        fits = labels.shape == (n,) and labels.dtype.kind in "iu"
+        if not fits or not ((labels >= 0) & (labels < limit)).all():
             expected = f"{n} integers in [0, {limit})" if limit else "None, for it takes no labels"
             raise ValueError(
-                f"The labels do not fit this GAN. Expected {expected}; received {labels}. "
+                f"The labels do not fit this GAN. Expected {expected}; received {labels!r}. "
                 "Correct the labels, or make the GAN with `num_classes`."
             )
         return labels.astype("int32")
@@ -250,6 +273,27 @@ class GAN(StepModel):
         labels = None if self.num_classes is None else keras.KerasTensor((None,), "int32")
         return _inputs(keras.KerasTensor((None, self.latent_dim)), labels)
 
+    def _images(self, batch):
+        """The real images of a preprocessed batch, float32."""
+        images = batch.x
+        expected = tf.TensorShape(self._image_shape)
+        is_tensor = not keras.tree.is_nested(images)
+        if not is_tensor or not expected.is_compatible_with(images.shape[1:]):
+            received = keras.tree.map_structure(lambda one: tuple(one.shape), images)
+            raise ValueError(
+                "The images do not fit this GAN. Expected one tensor of shape (batch, "
+                f"{', '.join(map(str, self._image_shape))}), as the generator makes them; received "
+                f"{received}. Resize them, as `load_images(image_size=...)` does, or add the axis "
+                "of the channel with images[..., None]."
+            )
+        if images.dtype == tf.uint8 and max(self.image_range) < 255:
+            raise ValueError(
+                f"The images are bytes. Expected floats in {self.image_range}, the range of the "
+                "generator; received uint8. Scale them, as `load_images(image_range=...)` does, "
+                "or make the GAN with `image_range=(0, 255)`."
+            )
+        return tf.cast(images, tf.float32)
+
     def _labels(self, batch):
         if self.num_classes is None:
             return None
@@ -258,32 +302,75 @@ class GAN(StepModel):
                 "A conditional GAN needs labels. Expected data of (images, labels); received "
                 "images alone. Pass the labels, or make the GAN without `num_classes`."
             )
-        return batch.y
+        y = batch.y
+        is_column = not keras.tree.is_nested(y) and tuple(y.shape[1:]) in ((), (1,))
+        if not is_column or not tf.as_dtype(y.dtype).is_integer:
+            received = keras.tree.map_structure(_described, y)
+            raise ValueError(
+                "The labels are of the wrong kind. Expected integers of shape (batch,), in "
+                f"[0, {self.num_classes}); received {received}. Convert floats with "
+                "labels.astype('int32'), and one-hot rows with labels.argmax(-1)."
+            )
+        return y
+
+    def _check_values(self, x, y):
+        """Raises a `ValueError` where arrays hold what the step could not tell from good ones."""
+        if type(self).preprocess is not StepModel.preprocess:
+            return  # which may make good ones of them
+        if self.num_classes is not None and _is_array(y, "iu") and len(y):
+            low, high = int(np.min(y)), int(np.max(y))
+            if low < 0 or high >= self.num_classes:
+                raise ValueError(
+                    f"The labels are out of range. Expected integers in [0, {self.num_classes}); "
+                    f"received labels from {low} to {high}. Correct them, or make the GAN and its "
+                    "networks with another `num_classes`."
+                )
+        if _is_array(x, "f") and len(x):
+            first = np.asarray(x[:1024])
+            low, high = self.image_range
+            slack = (high - low) / 10  # for what resizing adds
+            smallest, largest = float(first.min()), float(first.max())
+            if not (low - slack <= smallest and largest <= high + slack):
+                raise ValueError(
+                    f"The images are not in their range. Expected values in [{low}, {high}], as "
+                    f"the generator makes them; received values from {smallest:g} to {largest:g}. "
+                    "Scale them, as `load_images` does, or make the GAN with another "
+                    "`image_range`."
+                )
 
     def _check_arguments(self):
-        low, high = self.image_range
+        check_integer("latent_dim", self.latent_dim, 1)
+        check_integer("discriminator_steps", self.discriminator_steps, 1)
+        check_number("ema_decay", self.ema_decay, "[0, 1)")
+        check_range("image_range", self.image_range)
+        if self.num_classes is not None:
+            check_integer("num_classes", self.num_classes, 1)
         if not isinstance(self.loss, AdversarialLoss):
             raise TypeError(
                 f"`loss` is not a pair of losses. Expected an object such as `losses.Hinge()`; "
                 f"received {self.loss!r}. Make one, or derive your own from "
                 "`losses.AdversarialLoss`."
             )
-        for name, holds, expected in (
-            ("latent_dim", self.latent_dim >= 1, "an integer of at least 1"),
-            ("penalties", len(set(self.terms)) == len(self.terms), "penalties of different names"),
-            ("discriminator_steps", self.discriminator_steps >= 1, "an integer of at least 1"),
-            ("ema_decay", 0 <= self.ema_decay < 1, "a number in [0, 1)"),
-            ("num_classes", (self.num_classes or 1) >= 1, "None or an integer of at least 1"),
-            ("image_range", low < high, "(low, high) with low < high"),
-        ):
-            if not holds:
-                raise ValueError(
-                    f"`{name}` is out of range. Expected {expected}; received "
-                    f"{getattr(self, name)!r}. Correct the argument of GAN."
+        for penalty in self.penalties:
+            if not isinstance(penalty, Penalty):
+                raise TypeError(
+                    f"`penalties` holds something else. Expected objects such as `losses.R1()`; "
+                    f"received {penalty!r}. Make an object of its class, or derive your own from "
+                    "`losses.Penalty`."
                 )
+        if len(set(self.terms)) < len(self.terms):
+            raise ValueError(
+                f"Two terms have the same name. Expected `penalties` of different names, none of "
+                f"them that of a loss; received {self.terms}. Leave one out, or give your own "
+                "another `name`."
+            )
 
     def _check_networks(self):
-        """Calls both networks on symbols, which also builds them where they are not."""
+        """Calls both networks on symbols, which also builds them where they are not.
+
+        Returns:
+            The shape of an image, `(height, width, channels)`.
+        """
         inputs = self._symbolic_inputs()
         labels = None if self.num_classes is None else inputs[1]
         images = _symbolic_call("generator", self.generator, inputs)
@@ -304,10 +391,36 @@ class GAN(StepModel):
                 "The discriminator ends in a sigmoid. Expected logits, because every loss here "
                 "has its own last function; received probabilities. Remove the activation."
             )
+        return tuple(images.shape[1:])
 
 
 def _inputs(x, labels):
     return x if labels is None else [x, labels]
+
+
+def _check_not_empty(x):
+    """Raises a `ValueError` where `fit` would be over at once, of which Keras only warns."""
+    if isinstance(x, tf.data.Dataset):
+        empty = x.cardinality() == 0
+    else:
+        shapes = [getattr(one, "shape", None) for one in keras.tree.flatten(x)]
+        empty = any(shape is not None and len(shape) and shape[0] == 0 for shape in shapes)
+    if empty:
+        raise ValueError(
+            f"There are no data. Expected at least one batch; received {type(x).__name__} without "
+            "any. Pass more examples, or lower a batch size that is larger than the data set and "
+            "leaves no batch with `drop_remainder=True`."
+        )
+
+
+def _is_array(values, kinds):
+    """Whether it is an array or tensor of numbers of some kinds, in the letters of numpy."""
+    is_array = isinstance(values, (np.ndarray, tf.Tensor)) and len(values.shape)
+    return is_array and np.asarray(values[:0]).dtype.kind in kinds
+
+
+def _described(tensor):
+    return f"{tf.as_dtype(tensor.dtype).name} {tuple(tensor.shape)}"
 
 
 def _regularized(loss, network):
@@ -316,15 +429,27 @@ def _regularized(loss, network):
 
 
 def _symbolic_call(name, network, inputs):
+    shapes = [tensor.shape for tensor in keras.tree.flatten(inputs)]
     try:
+        _check_inputs(network, shapes)
         return network(inputs)
     except Exception as error:
-        shapes = [tensor.shape for tensor in keras.tree.flatten(inputs)]
         raise ValueError(
             f"The {name} cannot be called on what the GAN gives it. Expected a network of inputs "
-            f"{shapes}; received one that answers: {error} Change the network, `latent_dim` or "
+            f"{shapes}; received one that fails ({error}). Change the network, `latent_dim` or "
             "`num_classes`."
         ) from error
+
+
+def _check_inputs(network, shapes):
+    """Raises a `ValueError` where a network was made for other shapes.
+
+    Keras lets pass a last axis of 1 where another length is expected.
+    """
+    expected = [tensor.shape for tensor in getattr(network, "inputs", None) or ()]
+    for want, have in zip(expected, shapes):
+        if len(want) == len(have) and not tf.TensorShape(want).is_compatible_with(have):
+            raise ValueError(f"its inputs are {expected}")
 
 
 def _frozen_copy(network):

@@ -96,7 +96,7 @@ def _mean(*outputs):
 
 
 def _checked(name, processors):
-    for processor in (processors := tuple(processors)):
+    for processor in (processors := tuple(keras.tree.flatten(processors))):
         if not isinstance(processor, Processor):
             raise TypeError(
                 f"`{name}` holds something else. Expected processors such as "
