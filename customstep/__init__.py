@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from customstep import _quiet  # isort: skip  (before anything imports TensorFlow)
 from customstep import (
     callbacks,
+    checkpoints,
     conditions,
     datasets,
     files,
@@ -45,6 +46,7 @@ __all__ = [
     "Unfreeze",
     "Update",
     "callbacks",
+    "checkpoints",
     "conditions",
     "datasets",
     "files",

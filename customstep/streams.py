@@ -66,7 +66,10 @@ def index_batches(count, batch_size, *, shuffle=True, seed=0):
     source = tf.data.Dataset.from_generator(keys, output_signature=tf.TensorSpec((), tf.int64))
     source.customstep_keys = keys  # where `follow` finds them
     length = count // batch_size if shuffle else -(-count // batch_size)
-    return source.flat_map(epoch).apply(tf.data.experimental.assert_cardinality(length))
+    batches = source.flat_map(epoch).apply(tf.data.experimental.assert_cardinality(length))
+    options = tf.data.Options()  # several workers share the batches, for there are no files
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return batches.with_options(options)
 
 
 def follow(dataset, step):

@@ -15,6 +15,7 @@ import customstep  # isort: skip  (first: it silences TensorFlow)
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tests.descriptors import CLASSES, DESCRIPTORS, FEATURES, fit, functional_classifier, state
 
@@ -85,15 +86,17 @@ def templates(out):
 
 
 def killed(out, kill):
-    """Three epochs with a backup after each; started again, it goes on from the last backup."""
+    """Three epochs with a checkpoint after each; started again, it goes on from the last one."""
     keras.utils.set_random_seed(0)
     model = functional_classifier()
-    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    callbacks = [keras.callbacks.BackupAndRestore(out / "backup")]
-    if kill and not (out / "backup").exists():
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), ["accuracy"])
+    data = customstep.streams.index_batches(24, 8)
+    data = data.map(lambda i: (tf.gather(FEATURES, i), tf.gather(CLASSES, i)))
+    callbacks = [customstep.Resume(out / "checkpoints")]
+    if kill and not customstep.checkpoints.names(out / "checkpoints"):
         callbacks.append(Kill())
-    model.fit(FEATURES, CLASSES, 8, 3, 0, callbacks, shuffle=False)
-    write(out / "state.npz", state(model))
+    history = model.fit(data, epochs=3, verbose=0, callbacks=callbacks, shuffle=False).history
+    write(out / "state.npz", [*state(model), *map(np.array, history.values())])
 
 
 if __name__ == "__main__":
