@@ -91,13 +91,13 @@ class Stop:
         Raises:
             FloatingPointError: names the update, what was not finite in it, and the step.
         """
-        dtype = keras.config.floatx()
-        parts = {f"its term '{k}'": tf.cast(v, dtype) for k, v in objective.terms.items()}
-        parts["the sum of its terms"] = objective.total
-        optimizer = model.optimizers[update.name]
-        if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            paths = [f"the gradient of '{variable.path}'" for variable in update.variables]
-            parts.update(zip(paths, gradients))
+        names = [f"its term '{name}'" for name in objective.terms]
+        terms = [tf.cast(term, keras.config.floatx()) for term in objective.terms.values()]
+        names.append("the sum of its terms")
+        tensors = [*terms, objective.total]
+        if not isinstance(model.optimizers[update.name], keras.optimizers.LossScaleOptimizer):
+            names += [f"the gradient of '{variable.path}'" for variable in update.variables]
+            tensors += gradients
         step = model.step_state.variables["step"]
         changed = [variable for variable, _ in before]
         others = [*model.optimizer.variables, *model.step_state.variables.values()]
@@ -111,14 +111,14 @@ class Stop:
             tf.numpy_function(fail, [counts, step.value], [])
 
         def fail(counts, step):
-            names = (*parts, *_DATA)
-            kinds = {name: _kind(*count) for name, count in zip(names, counts) if count.any()}
+            found = zip([*names, *_DATA], counts, strict=True)
+            kinds = {name: _kind(*count) for name, count in found if count.any()}
             self._error = FloatingPointError(_message(update.name, int(step), kinds))
             raise self._error
 
-        finite = replicas.every(all_finite(parts.values()))
+        finite = replicas.every(all_finite(tensors))
         values = [value for _, value in before]
-        replicas.cond(finite, lambda *_: None, stop, values, *parts.values(), *batch)
+        replicas.cond(finite, lambda *_: None, stop, values, *tensors, *batch)
 
 
 _DATA = ("inputs", "targets", "sample weights")  # the parts of a `Batch`
