@@ -64,15 +64,16 @@ class CompiledModel(PersistentModel):
                 update descends in the steps where it holds; in the others its objective is
                 evaluated only. `step` is a float32 scalar, the number of steps done. The share of
                 the steps where it held is logged as `active`, or `active_<update>`.
-            nonfinite: what becomes of an update whose objective or a gradient is NaN or infinite,
-                on one replica at least. None lets it spoil the weights, as Keras does. "skip"
-                skips it: weights, statistics, optimizer and metrics stay as they were. How often
-                that happened in an epoch is logged as `nonfinite`, or `nonfinite_<update>`;
-                `after_step` and the updates of other variables run on. "stop" ends training with
-                a `FloatingPointError` that names the update, the term or the variable, and the
-                step. Nothing of that update is applied, nor of what would follow it; what came
-                before it in the same step stays. Gradients that overflow under a loss scale are
-                left to the `LossScaleOptimizer`. Not for `evaluate`, nor under XLA.
+            nonfinite: what becomes of an update that is NaN or infinite, on one replica at least:
+                its objective, a gradient, or a statistic that was finite before. None lets it
+                spoil the weights, as Keras does. "skip" skips it: weights, statistics, optimizer
+                and metrics stay as they were. How often that happened in an epoch is logged as
+                `nonfinite`, or `nonfinite_<update>`; `after_step` and the updates of other
+                variables run on. "stop" ends training with a `FloatingPointError` that names the
+                update, the term or the variable, and the step. Nothing of that update is applied,
+                nor of what would follow it; what came before it in the same step stays. Gradients
+                that overflow float16 are left to the `LossScaleOptimizer`, and evaluation and
+                updates at rest do not stop. Not under XLA.
             auto_scale_loss: wraps every optimizer in a `LossScaleOptimizer` where a layer
                 computes in float16.
             **kwargs: all other arguments of `keras.Model.compile`, by name.

@@ -1,4 +1,4 @@
-"""What becomes of an update whose objective or gradients are NaN or infinite."""
+"""What becomes of an update whose objective, gradients or statistics are NaN or infinite."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from customstep import replicas, variables
 
-__all__ = ["Stop", "all_finite", "check_argument", "nan_unless"]
+__all__ = ["Stop", "all_finite", "check_argument", "nan_unless", "outcomes"]
 
 
 def check_argument(nonfinite, *, jit_compile="auto"):
@@ -36,6 +36,25 @@ def all_finite(tensors):
     """Whether no value of any tensor, dense or sparse or None, is infinite or not a number."""
     values = [getattr(tensor, "values", tensor) for tensor in tensors if tensor is not None]
     return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in values])
+
+
+def outcomes(before):
+    """What has become of statistics: their values now, with 0 where they were not finite before.
+
+    The variance of inputs of 1e30 is infinite, though every term and every gradient is finite.
+
+    Args:
+        before: what `variables.snapshot` returned.
+
+    Returns:
+        List of float tensors, one for each variable, 0 for one of integers.
+    """
+    return [
+        tf.where(tf.math.is_finite(old), variable.value, tf.zeros_like(old))
+        if old.dtype.is_floating
+        else tf.constant(0.0)
+        for variable, old in before
+    ]
 
 
 def nan_unless(finite, objective):
@@ -91,13 +110,7 @@ class Stop:
         Raises:
             FloatingPointError: names the update, what was not finite in it, and the step.
         """
-        names = [f"its term '{name}'" for name in objective.terms]
-        terms = [tf.cast(term, keras.config.floatx()) for term in objective.terms.values()]
-        names.append("the sum of its terms")
-        tensors = [*terms, objective.total]
-        if not isinstance(model.optimizers[update.name], keras.optimizers.LossScaleOptimizer):
-            names += [f"the gradient of '{variable.path}'" for variable in update.variables]
-            tensors += gradients
+        names, tensors = _looked_at(model, before, update, objective, gradients)
         step = model.step_state.variables["step"]
         changed = [variable for variable, _ in before]
         others = [*model.optimizer.variables, *model.step_state.variables.values()]
@@ -119,6 +132,20 @@ class Stop:
         finite = replicas.every(all_finite(tensors))
         values = [value for _, value in before]
         replicas.cond(finite, lambda *_: None, stop, values, *tensors, *batch)
+
+
+def _looked_at(model, before, update, objective, gradients):
+    """Names of all that has to be finite, in the order of blame, and the tensors: two lists."""
+    names = [*(f"its term '{name}'" for name in objective.terms), "the sum of its terms"]
+    terms = [tf.cast(term, keras.config.floatx()) for term in objective.terms.values()]
+    tensors = [*terms, objective.total]
+    if not isinstance(model.optimizers[update.name], keras.optimizers.LossScaleOptimizer):
+        names += [f"the gradient of '{variable.path}'" for variable in update.variables]
+        tensors += gradients
+    untrained = {id(variable) for variable in model.non_trainable_weights}
+    statistics = [(variable, old) for variable, old in before if id(variable) in untrained]
+    names += [f"the statistic '{variable.path}'" for variable, _ in statistics]
+    return names, [*tensors, *outcomes(statistics)]
 
 
 _DATA = ("inputs", "targets", "sample weights")  # the parts of a `Batch`
@@ -147,7 +174,7 @@ def _message(update, step, kinds):
     batch = f"; the batch has {data}" if data else ""
     return (
         f"The update '{update}' is not finite in step {step}: {culprit} is {kinds[culprit]}"
-        f"{batch}. Expected finite terms and gradients, which a descent may follow; received "
+        f"{batch}. Expected finite terms, gradients and statistics; received one that is "
         f"{kinds[culprit]}. Look at the data of that batch, lower the learning rate, or pass "
         '`compile(nonfinite="skip")`, which passes over such updates and counts them.'
     )

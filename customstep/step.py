@@ -21,7 +21,7 @@ import tensorflow as tf
 from customstep import replicas, variables
 from customstep.checks import check_integer
 from customstep.compiling import CompiledModel
-from customstep.nonfinite import all_finite, nan_unless
+from customstep.nonfinite import all_finite, nan_unless, outcomes
 from customstep.optimizers import (
     clipped_over_replicas,
     loss_scale,
@@ -396,10 +396,12 @@ class StepModel(CompiledModel):
         return objective
 
     def _descend_or_skip(self, update, batch):
-        before = variables.snapshot([*self.non_trainable_weights, *self.metrics_variables])
+        statistics = variables.snapshot(self.non_trainable_weights)
+        metrics = variables.snapshot(self.metrics_variables)
         gradients, objective = self.gradients(update, batch)
-        finite = replicas.every(all_finite([objective.total, *gradients]))
-        variables.restore(before, itertools.repeat(~finite))
+        found = [objective.total, *gradients, *outcomes(statistics)]
+        finite = replicas.every(all_finite(found))
+        variables.restore([*statistics, *metrics], itertools.repeat(~finite))
         apply = functools.partial(self._apply, update)
         if isinstance(self.optimizers[update.name], keras.optimizers.LossScaleOptimizer):
             # It skips the step itself, and lowers its scale, where it sees that on its replica.

@@ -95,8 +95,8 @@ def test_error_names_the_update_the_step_and_what_is_not_finite(cls, x, found, m
         fit(model, with_value(ONES, 2, x), y=None)
     kind = "infinite" if "infinite" in found else "NaN"
     assert str(raised.value) == (
-        f"The update 'model' is not finite in step 2: {found}. Expected finite terms and "
-        f"gradients, which a descent may follow; received {kind}. {FIX}"
+        f"The update 'model' is not finite in step 2: {found}. Expected finite terms, gradients "
+        f"and statistics; received one that is {kind}. {FIX}"
     )
     assert model.steps == int(model.optimizer.iterations) == 2
 
@@ -106,6 +106,59 @@ def test_targets_and_sample_weights_that_are_not_finite_are_named():
     both = "the batch has infinite values in its targets and NaN values in its sample weights"
     with pytest.raises(FloatingPointError, match=f"'loss' is NaN; {both}"):
         model.train_on_batch(ONES, with_value(ONES, 1, np.inf), with_value(ONES, 4, np.nan)[:, 0])
+
+
+def normalized(**compile_arguments):
+    """Its variance of inputs of 1e30 is infinite, though its loss and its gradients are finite."""
+    inputs = keras.Input((1,))
+    outputs = layers.Dense(1)(layers.BatchNormalization(name="norm")(inputs))
+    model = StepModel(inputs=inputs, outputs=outputs)
+    model.compile("sgd", "mse", **compile_arguments)
+    return model
+
+
+@pytest.mark.parametrize("mode", [*MODES, {"jit_compile": True}], ids=str)
+def test_statistic_that_overflows_alone_makes_an_update_be_skipped(mode):
+    model = normalized(nonfinite="skip", **mode)
+    x = np.arange(6, dtype="float32")[:, None]
+    x[3] = 1e30
+    history = model.fit(x, ONES, batch_size=2, shuffle=False, verbose=0).history
+    assert history["nonfinite"] == [1.0] and np.isfinite(history["loss"])
+    assert all(np.isfinite(array).all() for array in state(model))
+
+
+def test_statistic_that_overflows_alone_stops():
+    model = normalized(nonfinite="stop")
+    before = state(model)
+    with pytest.raises(FloatingPointError, match="the statistic 'norm/moving_variance' is inf"):
+        model.train_on_batch(with_value(ONES, 3, 1e30), ONES)
+    assert equal(state(model), before)
+
+
+def test_replica_without_examples_spoils_no_batch_norm(two_replicas):
+    """The mean over no examples is NaN: of three examples in batches of two, one has none."""
+    with two_replicas.scope():
+        skipping, stopping = normalized(nonfinite="skip"), normalized(nonfinite="stop")
+    history = skipping.fit(ONES[:3], ONES[:3], batch_size=2, verbose=0).history
+    assert history["nonfinite"] == [1.0]
+    for variable in skipping.variables:
+        for part in two_replicas.experimental_local_results(variable.value):
+            assert np.isfinite(part).all()
+    with pytest.raises(FloatingPointError, match="in step 1: the gradient of 'norm/gamma' is NaN"):
+        stopping.fit(ONES[:3], ONES[:3], batch_size=2, verbose=0)
+
+
+def test_variable_that_is_infinite_from_the_start_is_no_offence():
+    class Best(StepModel):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            infinity = keras.initializers.Constant(np.inf)
+            self.best = self.add_weight(shape=(), initializer=infinity, trainable=False)
+
+    for nonfinite in ("skip", "stop"):
+        model = linear(Best, nonfinite=nonfinite)
+        fit(model)
+        assert int(model.optimizer.iterations) == 6
 
 
 @modes

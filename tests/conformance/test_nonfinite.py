@@ -38,7 +38,9 @@ def on_devices(model, strategy=None):
 
 
 @pytest.mark.parametrize(
-    "mode", [{}, {"run_eagerly": True}, {"jit_compile": True}], ids=lambda mode: next(iter(mode), "")
+    "mode",
+    [{}, {"run_eagerly": True}, {"jit_compile": True}],
+    ids=lambda mode: next(iter(mode), "graph"),
 )
 def test_bad_batches_are_skipped_and_leave_nothing_spoiled(descriptor, mode):
     """Of three batches one has NaN and one infinity, both in their first example."""
