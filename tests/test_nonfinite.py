@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 from keras.optimizers import SGD
 
-from customstep import Objective, StepModel, Update
+from customstep import Objective, StepModel, Update, inspect
 from customstep.conditions import Every
 from tests.descriptors import equal, gan, gan_compiled, state
 
@@ -318,6 +318,14 @@ def test_xla_beside_stop_is_refused_and_not_chosen():
     with pytest.raises(ValueError, match="XLA has compiled cannot stop.*received True"):
         linear(nonfinite="stop", jit_compile=True)
     assert linear(nonfinite="stop", jit_compile="auto").jit_compile is False
+
+
+def test_inspection_reports_what_would_stop():
+    model = linear(nonfinite="stop")
+    report = inspect(model, (np.nan * ONES, ONES), verbose=False)
+    assert [finding.kind for finding in report.warnings] == ["not_finite"]
+    with pytest.raises(FloatingPointError):
+        fit(model, np.nan * ONES)
 
 
 def test_choice_is_saved(tmp_path):
