@@ -11,6 +11,7 @@ import tensorflow as tf
 from customstep import replicas, variables
 from customstep.checks import check_number
 from customstep.fitting import FitCallbacks
+from customstep.nonfinite import Stop, check_argument
 from customstep.optimizers import (
     OptimizerGroup,
     check_rates_are_fixed,
@@ -35,7 +36,7 @@ class CompiledModel(PersistentModel):
     # Read-only mappings, because Keras would track, and save, what a dict holds.
     _trackers = _counters = _compile_arguments = types.MappingProxyType({})
     _schedules = _conditions = _gradient_methods = types.MappingProxyType({})
-    _skip_nonfinite = False
+    _nonfinite = None
     _fitting = None  # the callbacks of the `fit` that is running
     resumed = None  # what `Resume` knows of the run that this model belongs to
 
@@ -48,7 +49,7 @@ class CompiledModel(PersistentModel):
         schedule_lr=None,
         gradients=None,
         when=None,
-        skip_nonfinite=False,
+        nonfinite=None,
         auto_scale_loss=True,
         **kwargs,
     ):
@@ -69,17 +70,23 @@ class CompiledModel(PersistentModel):
                 update descends in the steps where it holds; in the others its objective is
                 evaluated only. `step` is a float32 scalar, the number of steps done. The share of
                 the steps where it held is logged as `active`, or `active_<update>`.
-            skip_nonfinite: skips an update where its objective or a gradient is not finite, on
-                one replica at least: weights, statistics, optimizer and metrics stay as they
-                were. How often that happened in an epoch is logged as `nonfinite`, or
-                `nonfinite_<update>`. `after_step` and the updates of other variables run on.
+            nonfinite: what becomes of an update that is NaN or infinite, on one replica at least:
+                its objective, a gradient, or a statistic that was finite before. None lets it
+                spoil the weights, as Keras does. "skip" skips it: weights, statistics, optimizer
+                and metrics stay as they were. How often that happened in an epoch is logged as
+                `nonfinite`, or `nonfinite_<update>`; `after_step` and the updates of other
+                variables run on. "stop" ends training with a `FloatingPointError` that names the
+                update, the term or the variable, and the step. Nothing of that update is applied,
+                nor of what would follow it; what came before it in the same step stays. Gradients
+                that overflow float16 are left to the `LossScaleOptimizer`, and evaluation and
+                updates at rest do not stop. Not under XLA.
             auto_scale_loss: wraps every optimizer in a `LossScaleOptimizer` where a layer
                 computes in float16.
             **kwargs: all other arguments of `keras.Model.compile`, by name.
 
         Raises:
             ValueError: the names of optimizers, schedules, methods or conditions are not those
-                of the updates.
+                of the updates; or `nonfinite` is no choice, or cannot be had under XLA.
             TypeError: a schedule, a method or a condition is not callable.
         """
         arguments = dict(kwargs, optimizer=optimizer, loss=loss, metrics=metrics)
@@ -87,7 +94,7 @@ class CompiledModel(PersistentModel):
             schedule_lr=schedule_lr,
             gradients=gradients,
             when=when,
-            skip_nonfinite=skip_nonfinite,
+            nonfinite=nonfinite,
             auto_scale_loss=auto_scale_loss,
         )
         if isinstance(self.terms, str):
@@ -95,6 +102,9 @@ class CompiledModel(PersistentModel):
                 f"The terms of {self.__class__.__name__} are not a tuple. Expected a tuple of "
                 f"names; received {self.terms!r}. Write `terms = ({self.terms!r},)`."
             )
+        check_argument(nonfinite, jit_compile=kwargs.get("jit_compile", "auto"))
+        if nonfinite == "stop":
+            kwargs["jit_compile"] = False  # which "auto" would not be on a GPU
         if not self.built and self._is_made_of_built_layers():
             self.built = True
         updates = self.updates()
@@ -125,11 +135,11 @@ class CompiledModel(PersistentModel):
         trackers = {name: keras.metrics.Mean(name=name) for name in tracked}
         self._trackers = types.MappingProxyType(trackers)
         counters = [keras.metrics.Mean(self._label("active", name)) for name in conditions]
-        if skip_nonfinite:
+        if nonfinite == "skip":
             counters += [keras.metrics.Sum(self._label("nonfinite", name)) for name in names]
         self._counters = types.MappingProxyType({metric.name: metric for metric in counters})
         self._schedules, self._conditions, self._gradient_methods = schedules, conditions, methods
-        self._skip_nonfinite = skip_nonfinite
+        self._nonfinite, self._stop = nonfinite, Stop()
         # In a tuple, which hides it from Keras, because it is no layer and no weight.
         self._step_state = (_step_state(schedules, conditions),)
         self._compile_arguments = types.MappingProxyType(arguments)
@@ -247,6 +257,12 @@ class CompiledModel(PersistentModel):
 
     def _count(self, quantity, update, value):
         self._counters[self._label(quantity, update.name)].update_state(value)
+
+    def make_train_function(self, force=False):
+        made = self.train_function
+        super().make_train_function(force)
+        if self._nonfinite == "stop" and self.train_function is not made:
+            self.train_function = self._stop.watching(self.train_function)
 
     def _make_function(self, step_function):
         if not replicas.several_workers(self._distribute_strategy):

@@ -41,7 +41,7 @@ class GradientTransform(SavedDataclass):
 
     Derive a frozen dataclass from it, register it with Keras, and write `transform`. An entry that
     is infinite or not a number stays so whatever `transform` makes of it, for float16's loss scale
-    and `compile(skip_nonfinite=True)` have to see it.
+    and `compile(nonfinite="skip")` have to see it.
 
     Example:
 

@@ -155,15 +155,16 @@ def inspect(model, batch, *, verbose=True):
     """
     _check(model)
     batch = _as_batch(batch)
-    before = Snapshot(model)
-    try:
-        with _eager(), warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            evidence = _collect(model, batch, before)
-        evidence.warnings = list(dict.fromkeys(str(w.message) for w in caught if _is_told(w)))
-        findings = tuple(mistakes.find(evidence))
-    finally:
-        before.restore()
+    with _unstopped(model):
+        before = Snapshot(model)
+        try:
+            with _eager(), warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                evidence = _collect(model, batch, before)
+            evidence.warnings = list(dict.fromkeys(str(w.message) for w in caught if _is_told(w)))
+            findings = tuple(mistakes.find(evidence))
+        finally:
+            before.restore()
     recording = evidence.recording
     report = Report(
         model=type(model).__name__,
@@ -177,6 +178,19 @@ def inspect(model, batch, *, verbose=True):
     if verbose:
         print(report)
     return report
+
+
+@contextlib.contextmanager
+def _unstopped(model):
+    """Within it, what is not finite ends no step, for it is to be reported."""
+    stops = getattr(model, "_nonfinite", None) == "stop"
+    if stops:
+        model._nonfinite = None
+    try:
+        yield
+    finally:
+        if stops:
+            model._nonfinite = "stop"
 
 
 def _check(model):

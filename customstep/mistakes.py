@@ -97,7 +97,7 @@ def _not_finite(e):
             yield "not_finite", (
                 f"A term of '{descent.name}' is not finite. The step would spoil all weights. Look "
                 "for log(0), sqrt at 0 (its gradient is infinite) or a division by 0, or pass "
-                "`compile(skip_nonfinite=True)`."
+                '`compile(nonfinite="skip")`.'
             )
         elif not descent.finite and _is_scaled(descent.optimizer):
             yield "not_finite", (

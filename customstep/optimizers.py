@@ -10,7 +10,6 @@ from customstep.stateful import BoundSchedule
 
 __all__ = [
     "OptimizerGroup",
-    "all_finite",
     "by_update",
     "check_rates_are_fixed",
     "clipped_over_replicas",
@@ -320,12 +319,6 @@ def overwrites_weights(optimizer):
     """Whether the optimizer puts averages in the place of all weights it knows, now and then."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     return inner.use_ema and inner.ema_overwrite_frequency is not None
-
-
-def all_finite(tensors):
-    """Whether no value of any tensor, dense or sparse or None, is infinite or not a number."""
-    values = [getattr(tensor, "values", tensor) for tensor in tensors if tensor is not None]
-    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in values])
 
 
 def _is_by_update(optimizer):

@@ -21,8 +21,8 @@ import tensorflow as tf
 from customstep import replicas, variables
 from customstep.checks import check_integer
 from customstep.compiling import CompiledModel
+from customstep.nonfinite import all_finite, nan_unless, outcomes
 from customstep.optimizers import (
-    all_finite,
     clipped_over_replicas,
     loss_scale,
     overwrites_weights,
@@ -276,7 +276,7 @@ class StepModel(CompiledModel):
 
         Returns:
             The `Objective` as it was before the descent; its terms are NaN where
-            `compile(skip_nonfinite=True)` has skipped the descent.
+            `compile(nonfinite="skip")` has skipped the descent.
         """
         if not update.variables:
             warnings.warn(f"The update '{update.name}' has no variables to train.", stacklevel=2)
@@ -293,7 +293,7 @@ class StepModel(CompiledModel):
             self._conditions[update.name].observe(objective, batch.size)
         else:
             objective = self._descend(update, batch)
-        if self._skip_nonfinite:
+        if self._nonfinite == "skip":
             nonfinite = tf.cast(~all_finite([objective.total]), tf.float32)
             self._count("nonfinite", update, replicas.share(nonfinite))
         return objective
@@ -349,7 +349,7 @@ class StepModel(CompiledModel):
         Returns:
             Dict of name to float scalar, all metrics of the model so far.
         """
-        if not self._skip_nonfinite:
+        if self._nonfinite != "skip":
             return self._track(objective, batch)
         self._build_metrics(batch.y, objective.y_pred)  # so that there is a state to go back to
         before = variables.snapshot(self.metrics_variables)
@@ -382,25 +382,26 @@ class StepModel(CompiledModel):
         return logs
 
     def _descend(self, update, batch):
-        optimizer = self.optimizers[update.name]
-        if update.name in self._schedules:
-            step = tf.cast(optimizer.iterations, tf.float32)
-            optimizer.learning_rate = self._schedules[update.name](step)
-        with update.kept(at_rest=overwrites_weights(optimizer)):
-            if self._skip_nonfinite:
-                objective = self._descend_if_finite(update, batch)
-            else:
-                gradients, objective = self.gradients(update, batch)
-                self._apply(update, *gradients)
+        with update.kept(at_rest=overwrites_weights(self.optimizers[update.name])):
+            match self._nonfinite:
+                case "skip":
+                    objective = self._descend_or_skip(update, batch)
+                case "stop":
+                    objective = self._descend_or_stop(update, batch)
+                case None:
+                    gradients, objective = self.gradients(update, batch)
+                    self._apply(update, *gradients)
         if update.name in self._schedules:
             self._schedules[update.name].observe(objective, batch.size)
         return objective
 
-    def _descend_if_finite(self, update, batch):
-        before = variables.snapshot([*self.non_trainable_weights, *self.metrics_variables])
+    def _descend_or_skip(self, update, batch):
+        statistics = variables.snapshot(self.non_trainable_weights)
+        metrics = variables.snapshot(self.metrics_variables)
         gradients, objective = self.gradients(update, batch)
-        finite = replicas.every(all_finite([objective.total, *gradients]))
-        variables.restore(before, itertools.repeat(~finite))
+        found = [objective.total, *gradients, *outcomes(statistics)]
+        finite = replicas.every(all_finite(found))
+        variables.restore([*statistics, *metrics], itertools.repeat(~finite))
         apply = functools.partial(self._apply, update)
         if isinstance(self.optimizers[update.name], keras.optimizers.LossScaleOptimizer):
             # It skips the step itself, and lowers its scale, where it sees that on its replica.
@@ -408,7 +409,14 @@ class StepModel(CompiledModel):
             apply(*(scaled(gradient, spoiled) for gradient in gradients))
         else:
             replicas.cond(finite, apply, lambda *gradients: None, *gradients)
-        return _nan_unless(finite, objective)
+        return nan_unless(finite, objective)
+
+    def _descend_or_stop(self, update, batch):
+        before = variables.snapshot([*self.variables, *self.metrics_variables])
+        gradients, objective = self.gradients(update, batch)
+        self._stop.unless_finite(self, before, update, batch, objective, gradients)
+        self._apply(update, *gradients)
+        return objective
 
     def _rest(self, update, batch):
         with variables.without_effects(self.variables) as scope:
@@ -416,12 +424,15 @@ class StepModel(CompiledModel):
         for variable in self.metrics_variables:  # the objective was measured, by its metrics too
             if (value := scope.get_current_value(variable)) is not None:
                 variable.assign(value)
-        if self._skip_nonfinite:
-            return _nan_unless(replicas.every(all_finite([objective.total])), objective)
+        if self._nonfinite == "skip":
+            return nan_unless(replicas.every(all_finite([objective.total])), objective)
         return objective
 
     def _apply(self, update, *gradients):
         optimizer = self.optimizers[update.name]
+        if update.name in self._schedules:
+            step = tf.cast(optimizer.iterations, tf.float32)
+            optimizer.learning_rate = self._schedules[update.name](step)
         gradients = clipped_over_replicas(optimizer, gradients)
         scale = loss_scale(optimizer)
         optimizer.apply([scaled(gradient, scale) for gradient in gradients], update.variables)
@@ -479,13 +490,6 @@ def _evaluate(objective, batch, training):
         for kind, values in (("terms", found.terms), ("logs", found.logs))
     }
     return found._replace(**means)
-
-
-def _nan_unless(finite, objective):
-    """An objective that all who look at it pass over, on every replica, unless it is `finite`."""
-    dtype = keras.config.floatx()
-    terms = {k: tf.where(finite, tf.cast(v, dtype), math.nan) for k, v in objective.terms.items()}
-    return objective._replace(terms=terms)
 
 
 def _with_masks(objective):

@@ -5,7 +5,7 @@
 
 Trains the same GAN twice, once with a discriminator that always learns and once with one that does
 so only while its loss is above a threshold. In both runs some batches are corrupted with NaN,
-which `skip_nonfinite` passes over and counts, and every 250 steps the generator is put back onto
+which `nonfinite="skip"` passes over and counts, and every 250 steps the generator is put back onto
 its moving average, as an action of a subclass. In `runs/conditional_updates/` it leaves
 `conditional_updates.png`, the curves and samples of both, and the two models.
 
@@ -92,7 +92,7 @@ def train(when, args):
     networks = build_generator(channels), build_discriminator(channels)
     gan = RestartingGAN(*networks, LATENT_DIM, ema_decay=0.998)
     adams = {u.name: keras.optimizers.Adam(LEARNING_RATE, 0.5, 0.99) for u in gan.updates()}
-    gan.compile(adams, when={"discriminator": when}, skip_nonfinite=True)
+    gan.compile(adams, when={"discriminator": when}, nonfinite="skip")
     gan.fit(data.take(1), shuffle=False, verbose=0)  # traces the step, off the clock
     epochs, start = 2 if args.smoke else args.epochs, time.perf_counter()
     history = gan.fit(data, epochs=epochs, shuffle=False, verbose=2)

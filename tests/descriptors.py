@@ -253,7 +253,7 @@ def conditions_compiled():
     return dict(
         gan_compiled(),
         when={"discriminator": Above("discriminator_loss", 1.6, smoothing=0.5)},
-        skip_nonfinite=True,
+        nonfinite="skip",
         schedule_lr=ReduceOnPlateau(1e-3, patience=2, factor=0.5, min_delta=0.1, smoothing=0.5),
     )
 

@@ -241,7 +241,7 @@ def trained_states(model):
 
 @pytest.mark.parametrize("batch, mode", [(0, {}), *((3, mode) for mode in MODES)], ids=str)
 def test_training_with_a_broken_batch_equals_training_without_it(batch, mode):
-    guarded, plain = regression(skip_nonfinite=True, **mode), regression(**mode)
+    guarded, plain = regression(nonfinite="skip", **mode), regression(**mode)
     history = fit(guarded, spoiled(8 * batch + 5))
     expected = fit(plain, *without(batch))
     assert history.pop("nonfinite") == [1.0]
@@ -254,7 +254,7 @@ def test_training_with_a_broken_batch_equals_training_without_it(batch, mode):
 
 
 def test_guard_changes_nothing_where_all_is_finite():
-    guarded, plain = regression(skip_nonfinite=True), regression()
+    guarded, plain = regression(nonfinite="skip"), regression()
     assert fit(guarded) == {**fit(plain), "nonfinite": [0.0]}
     assert equal(state(guarded), state(plain))
 
@@ -285,7 +285,7 @@ def test_objective_or_gradient_alone_makes_a_step_be_skipped(cls, policy):
     optimizer = keras.optimizers.SGD(0.5, momentum=0.9)
     if policy == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=256.0)
-    model = linear(cls, optimizer=optimizer, loss=None, skip_nonfinite=True)
+    model = linear(cls, optimizer=optimizer, loss=None, nonfinite="skip")
     model.train_on_batch(np.ones((2, 1)))
     assert weight(model) == pytest.approx(0.75)
     before, iterations = model.get_weights(), int(optimizer.iterations)
@@ -302,7 +302,7 @@ def test_objective_or_gradient_alone_makes_a_step_be_skipped(cls, policy):
 def test_nan_on_one_replica_makes_both_skip(two_replicas, row, policy):
     keras.mixed_precision.set_global_policy(policy)
     with two_replicas.scope():
-        guarded = regression(skip_nonfinite=True)
+        guarded = regression(nonfinite="skip")
         plain = regression()
     history = fit(guarded, spoiled(row))
     expected = fit(plain, *without(3))
@@ -327,13 +327,13 @@ def test_sparse_gradients_are_guarded():
 
     broken = np.where(np.arange(6)[:, None] == 3, np.nan, targets)
     expected = train(words[[0, 1, 4, 5]], targets[[0, 1, 4, 5]])
-    assert equal(train(words, broken, skip_nonfinite=True), expected)
+    assert equal(train(words, broken, nonfinite="skip"), expected)
 
 
 @modes
 def test_broken_batch_is_counted_and_forgotten_where_the_update_rests_too(mode):
     """Steps 1, 3 and 5 rest; the batches of steps 1 and 2 are broken."""
-    model = regression(when=Every(2), skip_nonfinite=True, **mode)
+    model = regression(when=Every(2), nonfinite="skip", **mode)
     x = spoiled([8, 16])
     history = fit(model, x)
     assert history["nonfinite"] == [2.0] and history["active"] == [0.5]
@@ -344,7 +344,7 @@ def test_broken_batch_is_counted_and_forgotten_where_the_update_rests_too(mode):
 
 def test_conditions_pass_over_what_is_not_finite():
     """Steps 0 and 1 leave the mean at the loss of step 0, so step 2 runs."""
-    model = linear(optimizer="sgd", when=Above("loss", 0.5, smoothing=0), skip_nonfinite=True)
+    model = linear(optimizer="sgd", when=Above("loss", 0.5, smoothing=0), nonfinite="skip")
     for x in (1.0, np.nan, 1.0):
         model.train_on_batch(np.full((1, 1), x), np.full((1, 1), 3.0))
     assert int(model.optimizer.iterations) == 2

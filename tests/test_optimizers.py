@@ -11,9 +11,9 @@ from keras.optimizers import SGD, Adam
 
 from customstep import Objective, Update
 from customstep.conditions import Above
+from customstep.nonfinite import all_finite
 from customstep.optimizers import (
     OptimizerGroup,
-    all_finite,
     by_update,
     check_rates_are_fixed,
     loss_scale,

@@ -24,6 +24,7 @@ LEAVES = (
     "latents",
     "losses",
     "noise",
+    "nonfinite",
     "optimizers",
     "pictures",
     "processing",

@@ -451,15 +451,15 @@ def line(cls=StepModel):
 ONES = dict(x=np.ones((16, 4), "float32"), y=np.ones((16, 1), "float32"), verbose=0)
 
 
-@pytest.mark.parametrize("guarded", [False, True])
-def test_overridden_compute_metrics_is_logged(guarded):
+@pytest.mark.parametrize("nonfinite", [None, "skip", "stop"])
+def test_overridden_compute_metrics_is_logged(nonfinite):
     class Extra(StepModel):
         def compute_metrics(self, x, y, y_pred, sample_weight=None):
             logs = super().compute_metrics(x, y, y_pred, sample_weight)
             return {**logs, "largest": tf.reduce_max(y)}
 
     model = line(Extra)
-    model.compile("sgd", "mse", skip_nonfinite=guarded)
+    model.compile("sgd", "mse", nonfinite=nonfinite)
     assert model.fit(**ONES).history["largest"] == [1.0]
 
 
@@ -536,7 +536,7 @@ def test_rates_are_numbers_and_conditions_are_bools(argument, function, received
 
 def test_guard_keeps_metrics_that_are_made_in_a_broken_first_step():
     model = line()
-    model.compile("sgd", "mse", metrics=["mae"], skip_nonfinite=True, run_eagerly=True)
+    model.compile("sgd", "mse", metrics=["mae"], nonfinite="skip", run_eagerly=True)
     y = np.where(np.arange(16)[:, None] < 4, np.nan, 1.0)
     history = model.fit(ONES["x"], y, batch_size=4, shuffle=False, verbose=0).history
     assert history["nonfinite"] == [1.0]

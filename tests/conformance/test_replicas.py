@@ -151,7 +151,7 @@ def test_an_empty_replica_neither_stops_nor_blinds_an_update(two_replicas):
         return classifier(
             when=Above("loss", 1.0),
             schedule_lr=ReduceOnPlateau(0.1, patience=1, min_delta=1.0),
-            skip_nonfinite=True,
+            nonfinite="skip",
         )
 
     histories, states = on_one_and_two(two_replicas, make, FEATURES[:17], CLASSES[:17])
