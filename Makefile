@@ -1,7 +1,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo test bench setup clean
+.PHONY: demo test soak bench setup clean
 
 demo: setup  ## train a GAN on the embedded images, about two minutes, and say where the picture is
 	$(RUN) examples/dcgan.py
@@ -9,10 +9,14 @@ demo: setup  ## train a GAN on the embedded images, about two minutes, and say w
 test: setup  ## run all tests
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-bench: setup  ## compare speed: with hand-written steps, of frozen and full steps, of one and two workers
+soak: setup  ## run all tests and all they can try: more kills, damages and random inputs
+	CUSTOMSTEP_SOAK=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+bench: setup  ## compare speed: see tests/benchmarks/README.md
 	$(RUN) -m tests.benchmarks.step
 	$(RUN) -m tests.benchmarks.frozen
 	$(RUN) -m tests.benchmarks.scaling
+	$(RUN) -m tests.benchmarks.resume
 
 setup: .venv/ready  ## make .venv, once
 

@@ -126,13 +126,11 @@ def lock(directory):
     Raises:
         BlockingIOError: another process has the folder.
     """
-    import fcntl  # which Windows does not have
-
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError as error:
             file.seek(0)
             raise BlockingIOError(
@@ -146,6 +144,23 @@ def lock(directory):
         for leftover in [*directory.glob(".writing-*"), *directory.glob(".removing-*")]:
             shutil.rmtree(leftover, ignore_errors=True)
         yield
+
+
+def _lock(file):
+    try:
+        import fcntl  # which Windows does not have
+    except ImportError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        warnings.warn(
+            f"The folder of '{file.name}' cannot be locked. Expected a file system with locks; "
+            f"received {error}. See to it that no other run uses the folder.",
+            stacklevel=4,
+        )
 
 
 def _position(name):
@@ -193,7 +208,8 @@ def _encoded(value, arrays):
         return {"dict": items}
     for kind in (list, tuple, set):
         if isinstance(value, kind):
-            items = [_encoded(each, arrays) for each in value]
+            ordered = sorted(value, key=repr) if kind is set else value
+            items = [_encoded(each, arrays) for each in ordered]
             return items if kind is list else {kind.__name__: items}
     raise TypeError(f"{type(value).__name__} is not plain data")
 

@@ -55,6 +55,7 @@ def launch(script, arguments=(), workers=2, max_restarts=0):
         if failed is None:
             return 0
         index, code = failed
+        environments = [{**one, replicas.RESTARTED: "1"} for one in environments]
         retry = "All start again." if restarts_left else "Run the same command again"
         if not restarts_left:
             retry += ": a script that keeps checkpoints goes on from its last one."

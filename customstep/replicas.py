@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 __all__ = [
+    "RESTARTED",
     "PackedLogs",
     "assign_parts",
     "check_arguments",
@@ -33,6 +34,9 @@ __all__ = [
     "whole",
     "whole_gradients",
 ]
+
+# The environment variable of workers that `customstep launch` has started once more.
+RESTARTED = "CUSTOMSTEP_RESTARTED"
 
 
 # -- Inside a step --------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import os
 import pathlib
 import random
 import signal
@@ -51,7 +52,8 @@ class Resume(keras.callbacks.Callback):
             takes 1 % of the time, which on several workers is after each epoch. There is always
             one at the end.
         keep: how many checkpoints stay, at least 1; with 2, one may be damaged.
-        fresh: True removes the checkpoints in `directory` and starts over.
+        fresh: True removes the checkpoints in `directory` and starts over; not where
+            `customstep launch --max-restarts` starts the script again.
         configuration: dict of anything else that has to be the same to go on, such as a seed.
 
     Raises:
@@ -99,10 +101,11 @@ class Resume(keras.callbacks.Callback):
             )
         self._every = "epoch" if several and self.every is None else self.every
         self._initial_epoch, self._signal, self.found = initial_epoch, None, None
+        self._begin = None  # the other callbacks, and their state when `fit` began
         with contextlib.ExitStack() as stack:
             if replicas.is_chief(model.distribute_strategy):
                 stack.enter_context(checkpoints.lock(self.directory))
-                if self.fresh:
+                if self.fresh and replicas.RESTARTED not in os.environ:
                     for name in checkpoints.names(self.directory):
                         checkpoints.remove(self.directory, name)
             replicas.meet(model.distribute_strategy)
@@ -239,7 +242,7 @@ class Resume(keras.callbacks.Callback):
 
     def on_train_interrupted(self, error):
         """Says where the last checkpoint is; `StepModel.fit` calls it with what has ended it."""
-        names = checkpoints.names(self.directory)
+        names = () if self._begin is None else checkpoints.names(self.directory)
         if names and not isinstance(error, SystemExit):
             error.add_note(
                 f"The last checkpoint is '{self.directory / names[-1]}'; the same command goes on "
@@ -294,7 +297,7 @@ class Resume(keras.callbacks.Callback):
             "batch": batch,
             "step": self.model.steps,
             "epoch_step": self._epoch_step,
-            "logs": {name: float(value) for name, value in (self._logs or {}).items()},
+            "logs": {name: _as_plain(value) for name, value in (self._logs or {}).items()},
             "stopped": self.model.stop_training,
             "callbacks": [_changed(callback, begin) for callback, begin in self._begin],
             "metrics": [replicas.parts(v) for v in self.model.metrics_variables] if batch else [],
@@ -345,6 +348,10 @@ def _stateful(callbacks):
     """The callbacks whose state is kept."""
     without = Resume, keras.callbacks.ProgbarLogger
     return [callback for callback in callbacks if not isinstance(callback, without)]
+
+
+def _as_plain(log):
+    return log if checkpoints.is_plain(log) else np.array(log)
 
 
 def _plain(callback):
