@@ -23,6 +23,7 @@ __all__ = [
     "join",
     "leave",
     "meet",
+    "of_examples",
     "parts",
     "several_workers",
     "share",
@@ -31,6 +32,7 @@ __all__ = [
     "total",
     "wait_for_devices",
     "weight",
+    "weight_and_presence",
     "whole",
     "whole_gradients",
 ]
@@ -61,12 +63,18 @@ def weight(size):
     Returns:
         1 without a strategy, else a float or a float32 scalar.
     """
+    return weight_and_presence(size)[0]
+
+
+def weight_and_presence(size):
+    """`weight`, and whether every replica has examples: True, or a bool scalar, from one sum."""
     if count() == 1:
-        return 1
+        return 1, True
     if isinstance(size, int) and not tf.executing_eagerly():
-        return 1 / count()  # a graph knows the size only where all parts have the same
+        return 1 / count(), True  # a graph knows the size only where all parts have the same
     size = tf.cast(size, tf.float32)
-    return tf.math.divide_no_nan(size, *total([size]))
+    [sums] = total([tf.stack([size, tf.cast(tf.equal(size, 0), tf.float32)])])
+    return tf.math.divide_no_nan(size, sums[0]), tf.equal(sums[1], 0)
 
 
 def share(whole):
@@ -108,6 +116,22 @@ def whole_gradients(gradients):
     totals = total([tf.convert_to_tensor(g) for g in gradients if g is not None])
     totals = iter([tf.cast(g, tf.float32) if g.dtype.size < 4 else g for g in totals])
     return [None if gradient is None else next(totals) for gradient in gradients]
+
+
+def of_examples(gradient, size):
+    """A gradient, or zeros on a replica that has no examples, where the mean of none is NaN.
+
+    Args:
+        gradient: tensor, dense or sparse, or None.
+        size: the number of examples in this replica's part, an int or an int scalar.
+    """
+    if count() == 1 or gradient is None:
+        return gradient
+    return tf.nest.map_structure(
+        lambda t: tf.where(tf.greater(size, 0), t, tf.zeros_like(t)) if t.dtype.is_floating else t,
+        gradient,
+        expand_composites=True,
+    )
 
 
 def every(condition):

@@ -315,13 +315,14 @@ class StepModel(CompiledModel):
             `Objective` they were taken of.
         """
         scale = loss_scale(self.optimizers[update.name])
-        weight = replicas.weight(batch.size)
+        weight, present = replicas.weight_and_presence(batch.size)
         # Watching the sources alone saves the backward pass of all that is not trained here.
         with tf.GradientTape(persistent=by_term, watch_accessed_variables=False) as tape:
             if at is None:
                 sources = update.variables
                 tape.watch([variable.value for variable in sources])
-                objective = _evaluate(update.objective, batch, True)
+                with self._statistics_of_examples(present):
+                    objective = _evaluate(update.objective, batch, True)
             else:
                 sources = at
                 tape.watch(sources)
@@ -334,7 +335,10 @@ class StepModel(CompiledModel):
                 for name, loss in losses.items()
             }
         gradients = {
-            name: [unscaled(gradient, scale) for gradient in tape.gradient(loss, sources)]
+            name: [
+                replicas.of_examples(unscaled(gradient, scale), batch.size)
+                for gradient in tape.gradient(loss, sources)
+            ]
             for name, loss in losses.items()
         }
         return (gradients if by_term else gradients["loss"]), objective
@@ -417,6 +421,26 @@ class StepModel(CompiledModel):
         self._stop.unless_finite(self, before, update, batch, objective, gradients)
         self._apply(update, *gradients)
         return objective
+
+    @contextlib.contextmanager
+    def _statistics_of_examples(self, present):
+        """Within it, a replica without examples, whose means are NaN, spoils no statistics.
+
+        Args:
+            present: whether all replicas have examples.
+        """
+        if present is True:
+            yield
+            return
+        changed = self.non_trainable_weights
+        before = [value for _, value in variables.snapshot(changed)]
+        yield
+
+        def restore(*before):
+            spoiled = [tf.not_equal(variable.value, variable.value) for variable in changed]
+            variables.restore(zip(changed, before), spoiled)
+
+        replicas.cond(present, lambda *before: None, restore, *before)
 
     def _rest(self, update, batch):
         with variables.without_effects(self.variables) as scope:

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from keras.optimizers import SGD, Adam
 
-from customstep import StepModel, noise
+from customstep import StepModel, noise, replicas
 from customstep.conditions import Above
 from customstep.schedules import ReduceOnPlateau
 from tests.descriptors import CLASSES, FEATURES, fit, functional_classifier, state
@@ -161,6 +161,28 @@ def test_an_empty_replica_neither_stops_nor_blinds_an_update(two_replicas):
         np.testing.assert_allclose(histories[1][name], values, rtol=1e-5)
     for a, b in zip(*states):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_an_empty_replica_spoils_no_batch_norm(two_replicas):
+    """One example is on the first replica: the step is that of one device."""
+
+    def make():
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((6,))
+        x = keras.layers.BatchNormalization()(keras.layers.Dense(8)(inputs))
+        model = StepModel(inputs=inputs, outputs=keras.layers.Dense(3)(x))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(SGD(0.1), loss)
+        return model
+
+    one = make()
+    with two_replicas.scope():
+        two = make()
+    for model in (one, two):
+        model.fit(FEATURES[:1], CLASSES[:1], batch_size=8, verbose=0)
+    for a, b in zip(one.weights, two.weights):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+        assert all(np.isfinite(part).all() for part in replicas.parts(b))
 
 
 @pytest.mark.parametrize("limit", ["clipnorm", "global_clipnorm", "clipvalue"])
