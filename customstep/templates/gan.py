@@ -327,8 +327,12 @@ class GAN(StepModel):
                 )
         if _is_array(x, "f") and len(x):
             first = np.asarray(x[:1024])
+            if self._nonfinite is not None:  # which the step looks at
+                first = first[np.isfinite(first)]
             low, high = self.image_range
             slack = (high - low) / 10  # for what resizing adds
+            if not first.size:
+                return
             smallest, largest = float(first.min()), float(first.max())
             if not (low - slack <= smallest and largest <= high + slack):
                 raise ValueError(
