@@ -9,8 +9,13 @@ import pytest
 from PIL import Image
 
 import customstep
+from tests.interruptions import Killed
+from tests.soak import SOAK
 
 EXAMPLES = sorted((pathlib.Path(__file__).parent.parent / "examples").glob("*.py"))
+TRAINED = [path for path in EXAMPLES if "--fresh" in path.read_text(encoding="utf-8")]
+QUICK = ("dcgan", "scheduled_classifier", "sharpness_aware")  # the last one of several fits
+KILLED = [path for path in TRAINED if SOAK or path.stem in QUICK]
 
 
 def load(path):
@@ -42,7 +47,7 @@ def test_dcgan_leaves_what_it_promises(dcgan_run):
     assert np.isfinite(history["generator_loss"]).all()
     sheets = {f"epoch_{epoch:04d}.png" for epoch in range(3)}
     files = {"grid.png", "training.gif", "history.png", "history.csv", "gan.keras"}
-    assert {path.name for path in out.iterdir()} == files | sheets
+    assert {path.name for path in out.iterdir()} == files | sheets | {"checkpoints"}
     with Image.open(out / "grid.png") as image:
         assert image.size == (8 * 86 + 2, 8 * 86 + 2)  # 8 tiles of 84 pixels and 2 between
 
@@ -57,3 +62,79 @@ def test_dcgan_model_goes_on_where_it_was(dcgan_run):
     assert np.array_equal(shown, again)
     gan.fit(customstep.load_images(batch_size=16).take(2), verbose=0, shuffle=False)
     assert gan.steps == 10
+
+
+@pytest.fixture
+def steps_until_death(monkeypatch):
+    """A list of one number: how many steps are left until Resume is killed before it can save."""
+    left = [float("inf")]
+    make, end_step = customstep.Resume.__init__, customstep.Resume.on_train_batch_end
+
+    def make_eager(self, directory, **arguments):
+        make(self, directory, **{"every": 1, **arguments})
+
+    def end_step_or_die(self, batch, logs=None):
+        left[0] -= 1
+        if left[0] == 0:
+            raise Killed
+        end_step(self, batch, logs)
+
+    monkeypatch.setattr(customstep.Resume, "__init__", make_eager)
+    monkeypatch.setattr(customstep.Resume, "on_train_batch_end", end_step_or_die)
+    return left
+
+
+def run(path, out, *options):
+    """What a script returns, in arrays and dicts, as if it ran in a process of its own."""
+    keras.utils.clear_session()
+    keras.mixed_precision.set_global_policy("float32")
+    returned = load(path).main(["--smoke", "--out", str(out), *options])
+    if isinstance(returned, dict):
+        returned.pop("ratio", None)  # of times
+    return getattr(returned, "history", returned)
+
+
+def left_in(out):
+    """What a run leaves, by name: the bytes of files, the weights of models."""
+    found = {}
+    for path in out.iterdir():
+        if path.suffix == ".keras":
+            model = keras.models.load_model(path, compile=False)
+            found[path.name] = [weight.tobytes() for weight in model.get_weights()]
+        elif path.name != "checkpoints":
+            found[path.name] = path.read_bytes()
+    return found
+
+
+def assert_same(found, expected):
+    keras.tree.assert_same_structure(found, expected)
+    for a, b in zip(keras.tree.flatten(found), keras.tree.flatten(expected)):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files left open
+@pytest.mark.parametrize("path", KILLED, ids=lambda path: path.stem)
+def test_killed_example_goes_on_bit_for_bit(path, tmp_path, steps_until_death):
+    steps_until_death[0] = 10**6
+    expected = run(path, tmp_path / "whole")
+    steps = 10**6 - steps_until_death[0]
+    out = tmp_path / "killed"
+    steps_until_death[0] = steps // 2 + 1
+    with pytest.raises(Killed):
+        run(path, out)
+    assert_same(run(path, out), expected)
+    assert left_in(out) == left_in(tmp_path / "whole")
+
+    steps_until_death[0] = 1  # a run that is complete does not train
+    assert_same(run(path, out), expected)
+    assert left_in(out) == left_in(tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(path, out, "--fresh")
+
+
+def test_out_that_is_a_file_stays_as_it_is(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(OSError):
+        run(EXAMPLES[0].with_name("dcgan.py"), file)
+    assert file.read_text() == "mine"
