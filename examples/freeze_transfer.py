@@ -20,7 +20,7 @@ import customstep  # before keras: it keeps TensorFlow's start-up lines off the 
 import keras
 import numpy as np
 import tensorflow as tf
-from customstep.callbacks import Unfreeze
+from customstep import Unfreeze, scripts
 from customstep.selection import paths
 from customstep.templates import PartiallyFrozen
 from keras import layers
@@ -103,8 +103,8 @@ def draw(path, moved, accuracy):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default="fashion_mini", help="a TFDS name or a folder")
-    parser.add_argument("--out", type=customstep.scripts.folder, help="default: runs/freeze_transfer")
-    parser.add_argument("--seed", type=customstep.scripts.seed, default=0)
+    parser.add_argument("--out", type=scripts.folder, help="default: runs/freeze_transfer")
+    parser.add_argument("--seed", type=scripts.seed, default=0)
     parser.add_argument("--fresh", action="store_true", help="start over, rather than go on")
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything")
     args = parser.parse_args(argv)

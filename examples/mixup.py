@@ -120,7 +120,7 @@ def main(argv=None):
     parser.add_argument("--epochs", type=scripts.whole(1), default=EPOCHS)
     parser.add_argument("--out", type=scripts.folder, help="default: runs/mixup")
     parser.add_argument("--seed", type=scripts.seed, default=0, help="the first one")
-    parser.add_argument("--seeds", type=scripts.whole(2), default=SEEDS, help="how many")
+    parser.add_argument("--seeds", type=scripts.whole(2), default=SEEDS, help="2 at least")
     parser.add_argument("--fresh", action="store_true", help="start over, rather than go on")
     parser.add_argument("--smoke", action="store_true", help="one recipe, two seeds, one epoch")
     args = parser.parse_args(argv)

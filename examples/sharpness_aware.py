@@ -26,6 +26,7 @@ import pathlib
 import customstep  # before keras: it keeps TensorFlow's start-up lines off the screen
 import keras
 import numpy as np
+from customstep import scripts
 from customstep.gradients import SharpnessAware
 from customstep.schedules import WarmupCosine
 from keras import layers
@@ -106,9 +107,9 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dataset", default="fashion_mini", help="a TFDS name or a folder")
-    parser.add_argument("--epochs", type=customstep.scripts.whole(1), default=EPOCHS, help="of SAM; plain: twice")
-    parser.add_argument("--out", type=customstep.scripts.folder, help="default: runs/sharpness_aware")
-    parser.add_argument("--seed", type=customstep.scripts.seed, default=0, help="the first of five")
+    parser.add_argument("--epochs", type=scripts.whole(1), default=EPOCHS, help="of SAM; twice as many of plain")
+    parser.add_argument("--out", type=scripts.folder, help="default: runs/sharpness_aware")
+    parser.add_argument("--seed", type=scripts.seed, default=0, help="the first of five")
     parser.add_argument("--fresh", action="store_true", help="start over, rather than go on")
     parser.add_argument("--smoke", action="store_true", help="one seed, one epoch of two steps")
     args = parser.parse_args(argv)
