@@ -1,4 +1,4 @@
-"""Callbacks: `Resume` loses nothing, `SampleGrid` shows a run, `Unfreeze` lets more layers train."""
+"""Callbacks: `Resume` loses nothing, `SampleGrid` shows a run, `Unfreeze` frees layers in time."""
 
 import pathlib
 import re
@@ -46,7 +46,8 @@ class SampleGrid(keras.callbacks.Callback):
 
     Raises:
         ValueError: a number is out of its range.
-        TypeError: `directory` is not a path; or, in `fit`, the model has no `sample(n, seed=, labels=)` or no `image_range`.
+        TypeError: `directory` is not a path; or, in `fit`, the model has no
+            `sample(n, seed=, labels=)` or no `image_range`.
 
     Example:
 

@@ -133,7 +133,7 @@ class FitCallbacks(keras.callbacks.CallbackList):
 
 
 def _pass(iterator, number):
-    """Reads batches and drops them; returns how many, and raises `StopIteration` if there is none."""
+    """Reads batches and drops them; returns how many, or raises `StopIteration` at the end."""
     for done in range(number):
         try:
             next(iterator)

@@ -285,7 +285,7 @@ def meet(strategy):
 
 
 def parts(variable):
-    """What each replica of this process has of a variable, list of arrays; of one device, its value.
+    """What each replica of this process has of a variable: list of arrays, one on one device.
 
     Metrics differ from replica to replica, and only their sums are told.
     """

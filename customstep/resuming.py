@@ -263,7 +263,7 @@ class Resume(keras.callbacks.Callback):
             self._leave(saved)
 
     def _save(self):
-        """Writes a checkpoint, unless the last one is of this place; returns whether there is one."""
+        """Writes a checkpoint, unless there is one of this place; returns whether there is now."""
         if self._place == self._saved_place:
             return True
         begin = time.monotonic()

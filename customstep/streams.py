@@ -56,9 +56,10 @@ def index_batches(count, batch_size, *, shuffle=True, seed=0):
             return batches
         seeds = tf.stack([tf.constant(seed, tf.int64), key])
         seeds = tf.random.stateless_uniform([3], seeds, None, None, tf.int64)
+        last = tf.constant(count - 1, tf.int64)
         return batches.map(
             lambda indices: tf.raw_ops.RandomIndexShuffle(
-                index=indices, seed=seeds, max_index=tf.constant(count - 1, tf.int64), rounds=_ROUNDS
+                index=indices, seed=seeds, max_index=last, rounds=_ROUNDS
             )
         )
 

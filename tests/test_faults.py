@@ -160,7 +160,8 @@ def test_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path, monkeypatch):
         save(*args, **kwargs)
 
     monkeypatch.setattr("customstep.checkpoints.np.savez", savez)
-    with pytest.warns(UserWarning, match="There is no checkpoint of step [46].*No space left") as seen:
+    message = "There is no checkpoint of step [46].*No space left"
+    with pytest.warns(UserWarning, match=message) as seen:
         history = arrays(model, [Resume(tmp_path, every=2)])
     assert sum("no checkpoint" in str(warning.message) for warning in seen) == 2
     assert history.history == expected

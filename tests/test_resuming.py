@@ -1,4 +1,4 @@
-"""`Resume` with every kind of data and beside other callbacks; what it refuses, and what it survives."""
+"""`Resume` with every kind of data and beside other callbacks, what it writes and refuses."""
 
 import json
 import random
@@ -35,7 +35,8 @@ IN_ORDER = dict(verbose=0, shuffle=False)
 def classifier(seed=0, **arguments):
     keras.utils.set_random_seed(seed)
     model = functional_classifier()
-    model.compile(**{**dict(optimizer=keras.optimizers.Adam(), loss=LOSS, metrics=["accuracy"]), **arguments})
+    defaults = dict(optimizer=keras.optimizers.Adam(), loss=LOSS, metrics=["accuracy"])
+    model.compile(**{**defaults, **arguments})
     return model
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.descriptors import equal, fit, state
+from tests.soak import SOAK
 
 BATCH = 8  # examples in a batch of `fit`, of which there are three
 
@@ -39,7 +40,7 @@ def on_devices(model, strategy=None):
 
 @pytest.mark.parametrize(
     "mode",
-    [{}, {"run_eagerly": True}, {"jit_compile": True}],
+    [{}, {"run_eagerly": True}, *[{"jit_compile": True}] * SOAK],
     ids=lambda mode: next(iter(mode), "graph"),
 )
 def test_bad_batches_are_skipped_and_leave_nothing_spoiled(descriptor, mode):

@@ -89,7 +89,8 @@ def killed(out, kill):
     """Three epochs with a checkpoint after each; started again, it goes on from the last one."""
     keras.utils.set_random_seed(0)
     model = functional_classifier()
-    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), ["accuracy"])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, ["accuracy"])
     data = customstep.streams.index_batches(24, 8)
     data = data.map(lambda i: (tf.gather(FEATURES, i), tf.gather(CLASSES, i)))
     callbacks = [customstep.Resume(out / "checkpoints")]
