@@ -130,11 +130,3 @@ def test_killed_example_goes_on_bit_for_bit(path, tmp_path, steps_until_death):
     assert left_in(out) == left_in(tmp_path / "whole")
     with pytest.raises(Killed):
         run(path, out, "--fresh")
-
-
-def test_out_that_is_a_file_stays_as_it_is(tmp_path):
-    file = tmp_path / "file"
-    file.write_text("mine")
-    with pytest.raises(OSError):
-        run(EXAMPLES[0].with_name("dcgan.py"), file)
-    assert file.read_text() == "mine"
