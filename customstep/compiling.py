@@ -23,6 +23,9 @@ from customstep.saving import PersistentModel, SavedVariables
 
 __all__ = ["CompiledModel"]
 
+_FIT = inspect.signature(keras.Model.fit)  # read here, for what wraps it later may name nothing
+_FIT_NAMES = list(_FIT.parameters)[1:]
+
 
 class CompiledModel(PersistentModel):
     """A `keras.Model` that is compiled for several updates, each with what is its own.
@@ -283,9 +286,9 @@ class CompiledModel(PersistentModel):
             ValueError: there are sample weights but no targets, a case that Keras ignores; or a
                 callback sets a learning rate that `schedule_lr` sets too.
         """
-        call = inspect.signature(super().fit).bind(*args, **kwargs)
+        call = _FIT.bind(self, *args, **kwargs)
         call.apply_defaults()
-        arguments = call.arguments
+        arguments, changed = call.arguments, {}
         replicas.check_scope(self, self._distribute_strategy)
         _check_weights_have_targets(arguments)
         given = arguments["callbacks"]
@@ -302,7 +305,7 @@ class CompiledModel(PersistentModel):
         try:
             with contextlib.ExitStack() as stack:
                 if resume is not None:
-                    arguments["initial_epoch"] = stack.enter_context(
+                    changed["initial_epoch"] = stack.enter_context(
                         resume.running(self, arguments["epochs"], arguments["initial_epoch"])
                     )
                 if replicas.is_chief(self._distribute_strategy):
@@ -312,8 +315,9 @@ class CompiledModel(PersistentModel):
                     heard = _followers(callbacks, scratch)
                 fitting = FitCallbacks(heard, arguments["x"], resume, model=self, **parameters)
                 stack.callback(fitting.close)
-                arguments["callbacks"] = self._fitting = fitting
-                return super().fit(*call.args, **call.kwargs)
+                changed["callbacks"] = self._fitting = fitting
+                args = [changed.pop(name, value) for name, value in zip(_FIT_NAMES, args)]
+                return super().fit(*args, **{**kwargs, **changed})
         except BaseException as error:
             for callback in callbacks:
                 try:
