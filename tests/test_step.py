@@ -541,3 +541,18 @@ def test_guard_keeps_metrics_that_are_made_in_a_broken_first_step():
     history = model.fit(ONES["x"], y, batch_size=4, shuffle=False, verbose=0).history
     assert history["nonfinite"] == [1.0]
     assert np.isfinite(history["mae"]).all() and np.isfinite(history["loss"]).all()
+
+
+def test_fit_passes_a_wrapper_that_names_no_argument_what_the_caller_passed(monkeypatch):
+    fit, seen = keras.Model.fit, {}
+
+    def wrapper(self, *args, **kwargs):
+        seen.update(args=args, names=set(kwargs))
+        return fit(self, *args, **kwargs)
+
+    monkeypatch.setattr(keras.Model, "fit", wrapper)
+    model = line()
+    model.compile("sgd", "mse")
+    model.fit(ONES["x"], ONES["y"], 8, verbose=0)
+    assert seen["args"][0] is ONES["x"] and seen["args"][2:] == (8,)
+    assert seen["names"] == {"verbose", "callbacks"}
