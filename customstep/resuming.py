@@ -154,7 +154,7 @@ class Resume(keras.callbacks.Callback):
             raise ValueError(
                 f"The checkpoints in '{self.directory}' are of another run. Expected one of the "
                 f"same configuration; received a difference: {'; '.join(named)}. Go back to it, "
-                "name another folder, or start over with `fresh=True`."
+                "name another folder, or start over with `fresh=True`, which scripts call --fresh."
             )
         changed = configuration.differences(self.found["versions"], configuration.versions())
         if changed:

@@ -4,12 +4,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
 
 from customstep import StepModel, streams
-from tests.soak import repeatable
+from tests.soak import SOAK, repeatable
+
+
+# To trace a data set takes a while.
+repeatable = settings(repeatable, max_examples=200 if SOAK else 10)
 
 
 def orders(data, epochs=1):
