@@ -18,11 +18,12 @@ import uuid
 import warnings
 
 import keras
+import ml_dtypes  # of which numpy itself knows nothing
 import numpy as np
 
 from customstep import files
 
-__all__ = ["is_plain", "lock", "names", "newest", "read", "remove", "same", "write"]
+__all__ = ["digest", "is_plain", "lock", "names", "newest", "read", "remove", "write"]
 
 _SUMS = "SHA256SUMS"
 _FUNCTIONS = {"keras.ops": keras.ops, "numpy": np}  # such as `less`, which callbacks keep
@@ -56,8 +57,11 @@ def write(directory, epoch, batch, state, *, keep):
         np.savez(folder / "arrays.npz", **arrays)
         sums = [f"{_sum(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
         (folder / _SUMS).write_text("".join(sums), encoding="utf-8")
-    for name in names(directory)[:-keep]:
-        remove(directory, name)
+    with contextlib.suppress(OSError):  # the new one is there, and counts
+        written = names(directory)
+        written = written[: written.index(f"epoch_{epoch:04d}_batch_{batch:06d}") + 1]
+        for name in written[:-keep]:
+            remove(directory, name)
 
 
 def read(path):
@@ -80,7 +84,7 @@ def names(directory):
 def newest(directory):
     """The path of the last intact checkpoint, or None where there is no checkpoint at all.
 
-    Warns of those that are damaged.
+    Warns of those that are damaged, and gives them names by which they are not found again.
 
     Raises:
         ValueError: there are checkpoints, and none is intact.
@@ -96,6 +100,8 @@ def newest(directory):
                     "before it, and the steps since are done again.",
                     stacklevel=2,
                 )
+                with contextlib.suppress(OSError):
+                    other.rename(other.with_name(f"damaged-{uuid.uuid4().hex[:8]}-{other.name}"))
             return path
         damages[path] = damage
     if damages:
@@ -141,9 +147,27 @@ def lock(directory):
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        _LOCKS.add(file)
         for leftover in [*directory.glob(".writing-*"), *directory.glob(".removing-*")]:
             shutil.rmtree(leftover, ignore_errors=True)
-        yield
+        try:
+            yield
+        finally:
+            _LOCKS.discard(file)
+
+
+_LOCKS = set()  # the open files of the locks that this process holds
+
+
+def _close_in_child():
+    """Lets a forked process go on without the locks, which would outlive its parent in it."""
+    for file in _LOCKS:
+        os.close(file.fileno())
+    _LOCKS.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _lock(file):
@@ -192,12 +216,16 @@ def _damage(path):
 
 def _encoded(value, arrays):
     """Plain data as JSON knows them; arrays go into the dict `arrays`."""
-    if value is None or isinstance(value, (bool, int, float, str)) and not _is_numpy(value):
+    if value is None or type(value) in (bool, int, float, str):
         return value
-    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biufc":
+    if isinstance(value, (np.ndarray, np.generic)) and _is_numeric(value.dtype):
         name = str(len(arrays))
+        kind = "array" if isinstance(value, np.ndarray) else "number"
+        if value.dtype.kind == "V":  # such as bfloat16, which numpy would not read again
+            arrays[name] = np.frombuffer(value.tobytes(), np.uint8)
+            return {kind: [name, value.dtype.name, list(value.shape)]}
         arrays[name] = value
-        return {"array" if isinstance(value, np.ndarray) else "number": name}
+        return {kind: [name]}
     if isinstance(value, pathlib.PurePath):
         return {"path": str(value)}
     for module, functions in _FUNCTIONS.items():
@@ -207,7 +235,7 @@ def _encoded(value, arrays):
         items = [[_encoded(k, arrays), _encoded(v, arrays)] for k, v in value.items()]
         return {"dict": items}
     for kind in (list, tuple, set):
-        if isinstance(value, kind):
+        if isinstance(value, kind) and not hasattr(value, "_fields"):  # those of a named tuple
             ordered = sorted(value, key=repr) if kind is set else value
             items = [_encoded(each, arrays) for each in ordered]
             return items if kind is list else {kind.__name__: items}
@@ -221,7 +249,12 @@ def _decoded(value, arrays):
         return value
     [(kind, content)] = value.items()
     if kind in ("array", "number"):
-        return arrays[content][()] if kind == "number" else arrays[content]
+        name, *rest = content
+        array = arrays[name]
+        if rest:
+            dtype, shape = rest
+            array = np.frombuffer(array.tobytes(), getattr(ml_dtypes, dtype)).reshape(shape)
+        return array[()] if kind == "number" else array.copy()
     if kind == "path":
         return pathlib.Path(content)
     if kind in _FUNCTIONS:
@@ -240,16 +273,15 @@ def is_plain(value):
     return True
 
 
-def same(a, b):
-    """Whether two plain values are equal, arrays in them bit for bit."""
-    arrays_a, arrays_b = {}, {}
-    if _encoded(a, arrays_a) != _encoded(b, arrays_b):
-        return False
-    return all(
-        value.dtype == arrays_b[name].dtype and value.tobytes() == arrays_b[name].tobytes()
-        for name, value in arrays_a.items()
-    )
+def digest(value):
+    """A text that two plain values share if they are equal, arrays in them bit for bit."""
+    arrays = {}
+    found = hashlib.sha256(json.dumps(_encoded(value, arrays)).encode())
+    for array in arrays.values():
+        found.update(f"{array.dtype} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array))
+    return found.hexdigest()
 
 
-def _is_numpy(value):
-    return isinstance(value, np.generic)  # np.float64 is a float, too
+def _is_numeric(dtype):
+    return dtype.kind in "biufc" or (dtype.kind == "V" and hasattr(ml_dtypes, dtype.name))

@@ -146,6 +146,7 @@ class CompiledModel(PersistentModel):
         # In a tuple, which hides it from Keras, because it is no layer and no weight.
         self._step_state = (_step_state(schedules, conditions),)
         self._compile_arguments = types.MappingProxyType(arguments)
+        self.resumed = None
         if self.built:  # Keras restores the state of built optimizers only
             self._build_optimizers()
 
@@ -308,29 +309,28 @@ class CompiledModel(PersistentModel):
         arguments, changed = call.arguments, {}
         replicas.check_scope(self, self._distribute_strategy)
         _check_weights_have_targets(arguments)
-        given = arguments["callbacks"]
-        callbacks = list(getattr(given, "callbacks", keras.tree.flatten(given or [])))
+        given = arguments["callbacks"] or []
+        if isinstance(given, keras.callbacks.CallbackList):
+            callbacks, options = list(given.callbacks), {"params": given.params}
+            heard = callbacks
+            if type(given) is not keras.callbacks.CallbackList:  # it has something to say itself
+                heard, options = [given], {}
+        else:
+            callbacks = heard = keras.tree.flatten(given)
+            options = dict(add_history=True, add_progbar=arguments["verbose"] != 0)
+            options["params"] = {name: arguments[name] for name in ("verbose", "epochs")}
         self._check_rate_is_set_once(callbacks)
-        resume = _find_resume(callbacks)
-        parameters = getattr(given, "params", None) or dict(
-            add_history=True,
-            add_progbar=arguments["verbose"] != 0,
-            verbose=arguments["verbose"],
-            epochs=arguments["epochs"],
-            steps=None,  # is known once Keras has looked at the data
-        )
+        resume = _find_resume(callbacks, heard)
         try:
             with contextlib.ExitStack() as stack:
                 if resume is not None:
                     changed["initial_epoch"] = stack.enter_context(
                         resume.running(self, arguments["epochs"], arguments["initial_epoch"])
                     )
-                if replicas.is_chief(self._distribute_strategy):
-                    heard = callbacks
-                else:
+                if not replicas.is_chief(self._distribute_strategy):
                     scratch = stack.enter_context(tempfile.TemporaryDirectory())
                     heard = _followers(callbacks, scratch)
-                fitting = FitCallbacks(heard, arguments["x"], resume, model=self, **parameters)
+                fitting = FitCallbacks(heard, arguments, resume, model=self, **options)
                 stack.callback(fitting.close)
                 changed["callbacks"] = self._fitting = fitting
                 args = [changed.pop(name, value) for name, value in zip(_FIT_NAMES, args)]
@@ -346,11 +346,11 @@ class CompiledModel(PersistentModel):
             self._fitting = None
 
 
-def _find_resume(callbacks):
+def _find_resume(callbacks, heard):
     """The `Resume` among the callbacks, or None.
 
     Raises:
-        ValueError: there is another that restores the run.
+        ValueError: there is another that restores the run, or it is not among those `heard`.
     """
     kinds = Resume, keras.callbacks.BackupAndRestore
     found = [callback for callback in callbacks if isinstance(callback, kinds)]
@@ -360,6 +360,12 @@ def _find_resume(callbacks):
             "The run is restored from two sides. Expected one callback for it; received "
             f"{' and '.join(type(callback).__name__ for callback in found)}. Leave out all but one "
             "`Resume`."
+        )
+    if resume is not None and resume not in heard:
+        raise ValueError(
+            "Resume cannot follow callbacks that are kept in a list of its own kind. Expected a "
+            "list or a `keras.callbacks.CallbackList`; received a subclass of it. Pass the "
+            "callbacks as a list."
         )
     return resume
 

@@ -109,7 +109,15 @@ def atomic_folder(path):
 
 
 def _to_disk(path):
-    descriptor = os.open(path, os.O_RDONLY)
+    if path.is_dir():
+        with contextlib.suppress(OSError):  # not every system does that for a folder
+            _synchronize(path, os.O_RDONLY)
+    else:
+        _synchronize(path, os.O_RDWR)
+
+
+def _synchronize(path, flags):
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:

@@ -1,12 +1,17 @@
 """What happens around the steps of one `fit`: callbacks, and the place in the data."""
 
-import contextlib
+import os
+from collections.abc import Iterator
 
 import keras
+import tensorflow as tf
 
-from customstep import files, streams
+from customstep import streams
 
 __all__ = ["FitCallbacks"]
+
+# The arguments of `fit` that a run has to have in common with the one it goes on from.
+_KEPT = ("batch_size", "shuffle", "class_weight", "validation_split")
 
 
 class FitCallbacks(keras.callbacks.CallbackList):
@@ -17,19 +22,22 @@ class FitCallbacks(keras.callbacks.CallbackList):
 
     Args:
         callbacks: list of `keras.callbacks.Callback`.
-        data: what `fit` was given as `x`.
+        arguments: dict of the arguments of `fit`.
         resume: a `Resume` among the callbacks, or None; it is called after all others.
-        **arguments: of `keras.callbacks.CallbackList`.
+        params: dict of what callbacks are told of the run.
+        **options: of `keras.callbacks.CallbackList`.
     """
 
-    def __init__(self, callbacks, data, resume=None, **arguments):
-        super().__init__(callbacks, **arguments)
+    def __init__(self, callbacks, arguments, resume=None, params=None, **options):
+        super().__init__(callbacks, **options)
+        self.params = params or {}
         if resume is not None:
             self.callbacks.remove(resume)
             self.callbacks.append(resume)
         self._resume = resume
         self._found = resume and resume.found
-        self._data = data
+        self._data, self._validation_data = arguments["x"], arguments["validation_data"]
+        self._arguments = arguments
         self._batches = None  # Keras's iterator over the epochs
         self._followed = False  # whether the data know the step
         self._passed = 0  # batches of the present epoch that were done before
@@ -46,22 +54,25 @@ class FitCallbacks(keras.callbacks.CallbackList):
         self._batches = self._batches or batches
 
     def on_train_begin(self, logs=None):
-        steps = self.params.get("steps") or self._batches.num_batches
-        self.set_params({**self.params, "steps": steps})
+        if self.params:
+            self.set_params({"steps": self._batches.num_batches, **self.params})
         if self._resume is not None:
-            self._resume.check(self._batches)
+            kept = {name: self._arguments[name] for name in _KEPT}
+            self._resume.check(self._batches, kept)
         if self._found is not None:
-            for callback in self.callbacks:
-                if isinstance(callback, keras.callbacks.CSVLogger):
-                    _append_to_csv(callback, self._found["epoch"])
+            loggers = [one for one in self.callbacks if isinstance(one, keras.callbacks.CSVLogger)]
+            for logger, size in zip(loggers, self._found["csv"]):
+                _append_to_csv(logger, size)
         super().on_train_begin(logs)
         if self._resume is not None:
             self._resume.restore(self.callbacks)
         if self._found is not None:
             self._pass_epochs()
+            self._pass_validations()
+            self._batches._num_batches = self._found["batches_in_epoch"]
             self._passed = self._found["batch"]
             if not self._passed:
-                self._resume.restore_random_states()
+                self._restore_random_states()
 
     def on_epoch_begin(self, epoch, logs=None):
         if not self._passed:
@@ -88,7 +99,11 @@ class FitCallbacks(keras.callbacks.CallbackList):
             super().on_train_batch_end(batch, logs)
         elif self._train_function is not None and batch + 1 >= self._passed:
             self.close()
-            self._resume.restore_random_states()
+            self._restore_random_states()
+
+    def on_test_begin(self, logs=None):
+        streams.follow(self._validation_data, self.model.steps)
+        super().on_test_begin(logs)
 
     def close(self):
         """Leaves the model as it was before `fit`, however that ended."""
@@ -121,6 +136,24 @@ class FitCallbacks(keras.callbacks.CallbackList):
                 for _, _, iterator in self._batches:
                     step += _pass(iterator, self._batches.steps_per_execution)
 
+    def _pass_validations(self):
+        """Begins the validation data as often as they were, where that changes their order."""
+        data, frequency = self._validation_data, self._arguments["validation_freq"]
+        if not isinstance(data, tf.data.Dataset) or streams.follow(data, 0):
+            return
+        for epoch in range(self._found["configuration"]["initial_epoch"], self._found["epoch"]):
+            whole = isinstance(frequency, int)
+            if (epoch + 1) % frequency == 0 if whole else epoch + 1 in frequency:
+                next(iter(data))
+                if int(data.cardinality()) >= 0:  # then Keras begins them once more at the end
+                    next(iter(data))
+
+    def _restore_random_states(self):
+        if not isinstance(self._data, (keras.utils.PyDataset, Iterator)):
+            self._resume.restore_random_states()
+        # Others draw from these generators themselves, ahead of the training, and have done so
+        # again while they were read up to the place.
+
     def _pass_batches(self, iterator):
         """In the place of the train function, for batches that are done."""
         if self._stepped:
@@ -144,12 +177,8 @@ def _pass(iterator, number):
     return number
 
 
-def _append_to_csv(logger, epoch):
-    """Lets a `CSVLogger` go on in its file, in which later epochs are of the lost steps."""
+def _append_to_csv(logger, size):
+    """Lets a `CSVLogger` go on in its file, which ends with the rows of the lost steps."""
     logger.append = True
-    with contextlib.suppress(FileNotFoundError), open(logger.filename, "rb") as file:
-        header, *rows = file.readlines() or [b""]
-        done = {str(number).encode() for number in range(epoch)}
-        rows = [row for row in rows if row.split(logger.sep.encode())[0] in done]
-        with files.atomic_path(logger.filename) as path:
-            path.write_bytes(b"".join([header, *rows]))
+    if os.path.exists(logger.filename) and os.path.getsize(logger.filename) > size:
+        os.truncate(logger.filename, size)

@@ -1,8 +1,8 @@
 """A run that is killed and started again goes on as if nothing had happened."""
 
 import contextlib
-import copy
 import json
+import math
 import os
 import pathlib
 import random
@@ -38,7 +38,9 @@ class Resume(keras.callbacks.Callback):
     reading again what was read before, which is exact where the same seeds give the same data.
     Of the other callbacks, what they keep in attributes as numbers, texts, arrays, and lists or
     dicts of these is restored after `on_train_begin`; one that has to do more may define
-    `on_train_resumed(epoch)`. `CSVLogger` goes on in its file. At SIGINT and SIGTERM, unless the
+    `on_train_resumed(epoch)`. `CSVLogger` goes on in its file; `TensorBoard` begins another one, in
+    which the lost steps stand again. Validation data that shuffle begin again in their order unless
+    they are a generator or cut by `validation_steps`. At SIGINT and SIGTERM, unless the
     script handles them itself, the step is finished and saved, and the process ends with
     `SystemExit`.
 
@@ -103,6 +105,7 @@ class Resume(keras.callbacks.Callback):
         self._initial_epoch, self._signal, self.found = initial_epoch, None, None
         self._begin = None  # the other callbacks, and their state when `fit` began
         with contextlib.ExitStack() as stack:
+            stack.callback(setattr, self, "_batches", None)
             if replicas.is_chief(model.distribute_strategy):
                 stack.enter_context(checkpoints.lock(self.directory))
                 if self.fresh and replicas.RESTARTED not in os.environ:
@@ -119,22 +122,25 @@ class Resume(keras.callbacks.Callback):
             self.found = checkpoints.read(self._path)
             self._place = self._saved_place = self.found["epoch"], self.found["batch"]
             if self._place > (epochs, 0):
+                least = self.found["epoch"] + (self.found["batch"] > 0)
                 raise ValueError(
                     f"The run in '{self.directory}' has done more than it is asked to. Expected "
-                    f"`epochs` of at least {self.found['epoch']}; received {epochs}. Raise it, or "
+                    f"`epochs` of at least {least}; received {epochs}. Raise it, or "
                     "start over with `fresh=True`."
                 )
             stopped = self.found["stopped"] and not self.found["batch"]
             yield epochs if stopped else self.found["epoch"]
 
-    def check(self, batches):
+    def check(self, batches, fit):
         """Raises a `ValueError` where the checkpoint is of another configuration.
 
         Args:
             batches: Keras's iterator over the epochs.
+            fit: dict of arguments of `fit` that have to be the same.
         """
-        model = self.model
-        if model.resumed is None or model.resumed.directory != self.directory:
+        model, self._batches = self.model, batches
+        known = model.resumed is not None and model.resumed.directory == self.directory
+        if not known or self.found is None:
             parts = configuration.describe(model)
             model.resumed = types.SimpleNamespace(  # the same model may be fitted again
                 directory=self.directory, parts={**parts, "steps_before_fit": model.steps}
@@ -143,6 +149,7 @@ class Resume(keras.callbacks.Callback):
             **model.resumed.parts,
             "data": configuration.describe_data(batches),
             "initial_epoch": self._initial_epoch,
+            "fit": json.loads(json.dumps(fit, default=str)),
             "configuration": json.loads(json.dumps(self.configuration, default=str)),
         }
         if self.found is None:
@@ -169,7 +176,10 @@ class Resume(keras.callbacks.Callback):
 
     def restore(self, callbacks):
         """Brings back what was saved of the model and of the callbacks, once `fit` has begun."""
-        self._begin = [(callback, _plain(callback)) for callback in _stateful(callbacks)]
+        self._begin = [
+            (callback, {name: checkpoints.digest(value) for name, value in _plain(callback)})
+            for callback in _stateful(callbacks)
+        ]
         if self.found is None:
             return
         if self.params.get("verbose"):
@@ -179,7 +189,8 @@ class Resume(keras.callbacks.Callback):
             state = next((each for each in saved if each[0] == type(callback).__name__), None)
             if state is not None:
                 saved.remove(state)
-                vars(callback).update(state[1])
+                for name, value in state[1].items():
+                    _refill(callback, name, value)
         for callback in callbacks:
             if hasattr(callback, "on_train_resumed"):
                 callback.on_train_resumed(epoch if batch else epoch - 1)
@@ -235,10 +246,10 @@ class Resume(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self._place, self._logs = (epoch + 1, 0), {}
+        # The last one is written here, before the end of `fit` puts averages in place.
+        if epoch + 1 == self.params["epochs"] or self.model.stop_training:
+            self._next, self._since = -math.inf, math.inf
         self._save_if_due(ends_epoch=True)
-
-    def on_train_end(self, logs=None):
-        self._save()
 
     def on_train_interrupted(self, error):
         """Says where the last checkpoint is; `StepModel.fit` calls it with what has ended it."""
@@ -299,6 +310,8 @@ class Resume(keras.callbacks.Callback):
             "epoch_step": self._epoch_step,
             "logs": {name: _as_plain(value) for name, value in (self._logs or {}).items()},
             "stopped": self.model.stop_training,
+            "batches_in_epoch": self._batches._num_batches,  # Keras keeps that of the first epoch
+            "csv": [_size(callback) for callback, _ in self._begin if _is_csv(callback)],
             "callbacks": [_changed(callback, begin) for callback, begin in self._begin],
             "metrics": [replicas.parts(v) for v in self.model.metrics_variables] if batch else [],
             "python_random": random.getstate(),
@@ -322,8 +335,13 @@ class Resume(keras.callbacks.Callback):
             for number in ours:
                 signal.signal(number, defaults[number])
 
+        process = os.getpid()
+
         def ask(number, frame):
             reset()
+            if os.getpid() != process:  # a child, forked from this one
+                signal.raise_signal(number)
+                return
             self._signal = number
             print("\nFinishing the step and saving it; again to stop at once.", file=sys.stderr)
 
@@ -355,13 +373,33 @@ def _as_plain(log):
 
 
 def _plain(callback):
-    """What a callback keeps in attributes as plain data, by name."""
-    kept = {name: value for name, value in vars(callback).items() if checkpoints.is_plain(value)}
-    return copy.deepcopy(kept)
+    """What a callback keeps in attributes as plain data: pairs of a name and a value."""
+    return [pair for pair in vars(callback).items() if checkpoints.is_plain(pair[1])]
 
 
 def _changed(callback, begin):
     """The name of a callback's class, and the plain attributes that are not as they were."""
     now = _plain(callback)
-    changed = {k: v for k, v in now.items() if k not in begin or not checkpoints.same(v, begin[k])}
+    changed = {name: v for name, v in now if checkpoints.digest(v) != begin.get(name)}
     return [type(callback).__name__, changed]
+
+
+def _refill(callback, name, value):
+    """Gives an attribute its value; a container stays the same object, which others may hold."""
+    present = getattr(callback, name, None)
+    if isinstance(present, dict) and isinstance(value, dict):
+        present.clear()
+        present.update(value)
+    elif isinstance(present, list) and isinstance(value, list):
+        present[:] = value
+    else:
+        setattr(callback, name, value)
+
+
+def _is_csv(callback):
+    return isinstance(callback, keras.callbacks.CSVLogger)
+
+
+def _size(logger):
+    """How long the file of a `CSVLogger` is, in bytes."""
+    return os.path.getsize(logger.filename) if os.path.exists(logger.filename) else 0

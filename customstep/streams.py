@@ -65,12 +65,13 @@ def index_batches(count, batch_size, *, shuffle=True, seed=0):
 
     keys = _Keys()
     source = tf.data.Dataset.from_generator(keys, output_signature=tf.TensorSpec((), tf.int64))
-    source.customstep_keys = keys  # where `follow` finds them
     length = count // batch_size if shuffle else -(-count // batch_size)
     batches = source.flat_map(epoch).apply(tf.data.experimental.assert_cardinality(length))
     options = tf.data.Options()  # several workers share the batches, for there are no files
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return batches.with_options(options)
+    stream = batches.with_options(options)
+    stream.customstep_keys = keys  # where `follow` finds them
+    return stream
 
 
 def follow(dataset, step):
@@ -90,8 +91,7 @@ def follow(dataset, step):
     streams = [part.customstep_keys for part in parts if hasattr(part, "customstep_keys")]
     for keys in streams:
         keys.next = step
-    remembers = any(word in type(part).__name__ for part in parts for word in ("Cache", "Shuffle"))
-    return bool(streams) and not remembers
+    return bool(streams) and not any(map(_remembers, parts))
 
 
 class _Keys:
@@ -107,7 +107,19 @@ class _Keys:
 
 
 def _parts(dataset):
-    """A data set and all that it is made of."""
+    """A data set and all that it is made of, down to the streams."""
     yield dataset
-    for part in dataset._inputs():
-        yield from _parts(part)
+    if not hasattr(dataset, "customstep_keys"):
+        for part in dataset._inputs():
+            yield from _parts(part)
+
+
+def _remembers(part):
+    """Whether a part of a data set may give something else than in another process."""
+    if hasattr(part, "customstep_keys"):
+        return False
+    return any(word in type(part).__name__ for word in ("Cache", "Shuffle")) or any(
+        operation.op_def.is_stateful  # it draws from a layer's seeds, or calls Python
+        for function in part._functions()
+        for operation in function.function.graph.get_operations()
+    )

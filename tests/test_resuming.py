@@ -1,9 +1,8 @@
 """`Resume` with every kind of data and beside other callbacks, what it writes and refuses."""
 
+import collections
 import json
-import random
 import re
-import time
 
 import keras
 import numpy as np
@@ -12,7 +11,7 @@ import tensorflow as tf
 from keras import layers
 
 from customstep import GAN, PartiallyFrozen, Resume, SampleGrid, StepModel, Unfreeze, streams
-from customstep import checkpoints, load_images
+from customstep import checkpoints, fitting
 from customstep.schedules import LinearDecay
 from tests.descriptors import (
     CLASSES,
@@ -27,6 +26,9 @@ from tests.descriptors import (
 )
 from tests.interruptions import Killed, interrupted, kill_after
 
+pytestmark = pytest.mark.filterwarnings(  # files that a killed run leaves open
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 QUIET = dict(verbose=0)
 IN_ORDER = dict(verbose=0, shuffle=False)
@@ -77,26 +79,69 @@ def test_batches_that_are_a_stream_go_on_whatever_was_drawn_before(tmp_path):
     compare(classifier, train, tmp_path / "a")
 
 
-def test_earlier_epochs_of_a_stream_are_not_read_again(tmp_path):
+def read_batches(monkeypatch):
+    """A list that grows by one for every batch that is read and dropped."""
     read = []
+    original = fitting._pass
+
+    def counting(iterator, number):
+        read.append(number)
+        return original(iterator, number)
+
+    monkeypatch.setattr(fitting, "_pass", counting)
+    return read
+
+
+def killed_at_the_end(directory, data, epochs=5, **arguments):
+    """Trains until one step before the end, and then the rest with another model."""
+    options = dict(epochs=epochs, verbose=0, shuffle=False, **arguments)
+    with pytest.raises(Killed):
+        callbacks = [Resume(directory, every=1), kill_after(3 * epochs - 1)]
+        classifier().fit(data(), callbacks=callbacks, **options)
+    classifier().fit(data(), callbacks=[Resume(directory, every=1)], **options)
+
+
+def pairs(indices):
+    return tf.gather(FEATURES, indices), tf.gather(CLASSES, indices)
+
+
+def test_earlier_epochs_of_a_stream_are_not_read_again(tmp_path, monkeypatch):
+    read = read_batches(monkeypatch)
+    killed_at_the_end(tmp_path, lambda: streams.index_batches(24, 8).map(pairs))
+    assert not read  # of 13 batches, 12 are of epochs before, and one is used for a step
+
+
+def test_earlier_epochs_of_a_stream_with_noise_in_it_are_read_again(tmp_path, monkeypatch):
+    read = read_batches(monkeypatch)
+    noise = layers.GaussianNoise(0.1, seed=1)
+
+    def data():
+        data = streams.index_batches(24, 8).map(pairs)
+        return data.map(lambda x, y: (noise(x, training=True), y))
+
+    killed_at_the_end(tmp_path, data)
+    assert sum(read) == 12
+
+
+def test_noise_that_a_layer_draws_in_the_pipeline_goes_on(tmp_path):
+    def train(model, callbacks):
+        noise = layers.GaussianNoise(0.1, seed=1)
+        data = streams.index_batches(24, 8).map(pairs)
+        data = data.map(lambda x, y: (noise(x, training=True), y))
+        return model.fit(data, epochs=3, callbacks=callbacks, **IN_ORDER)
+
+    compare(classifier, train, tmp_path / "a")
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_epochs_of_unknown_length_go_on(tmp_path):
+    """Keras takes the length of the first epoch for that of all."""
 
     def train(model, callbacks):
-        data = streams.index_batches(24, 8).map(
-            lambda i: tf.numpy_function(lambda i: read.append(len(i)) or i, [i], tf.int64)
-        )
-        data = data.map(
-            lambda i: (
-                tf.ensure_shape(tf.gather(FEATURES, i), (8, 6)),
-                tf.ensure_shape(tf.gather(CLASSES, i), (8,)),
-            )
-        )
-        return model.fit(data, epochs=5, callbacks=callbacks, **IN_ORDER)
+        data = streams.index_batches(24, 4).filter(lambda i: tf.reduce_sum(i) % 3 > 0).map(pairs)
+        return model.fit(data, epochs=4, callbacks=callbacks, **IN_ORDER)
 
-    with pytest.raises(Killed):
-        train(classifier(), [Resume(tmp_path, every=1), kill_after(14)])
-    read.clear()
-    train(classifier(1), [Resume(tmp_path, every=1)])
-    assert len(read) == 3  # those of the last epoch
+    compare(classifier, train, tmp_path / "a", steps=6)
 
 
 def test_shuffled_data_set_goes_on(tmp_path):
@@ -159,6 +204,35 @@ class Shuffled(keras.utils.PyDataset):
 def test_data_set_of_python_goes_on(tmp_path):
     def train(model, callbacks):
         return model.fit(Shuffled(), epochs=3, callbacks=callbacks, **QUIET)
+
+    compare(same_seed, train, tmp_path / "a")
+
+
+def test_generator_of_numpys_global_numbers_goes_on(tmp_path):
+    """Keras reads ahead, so that the state at a checkpoint is not that of the batch."""
+
+    def batches():
+        while True:
+            chosen = np.random.randint(0, 24, 8)
+            yield FEATURES[chosen], CLASSES[chosen]
+
+    def train(model, callbacks):
+        return model.fit(batches(), epochs=3, steps_per_epoch=3, callbacks=callbacks, **IN_ORDER)
+
+    compare(same_seed, train, tmp_path / "a", every="epoch", steps=4)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_shuffled_validation_data_go_on(stream, tmp_path):
+    def train(model, callbacks):
+        if stream:
+            test = streams.index_batches(24, 8).map(pairs)
+        else:
+            test = tf.data.Dataset.from_tensor_slices((FEATURES, CLASSES)).shuffle(24, 1).batch(8)
+        return model.fit(
+            FEATURES, CLASSES, 8, epochs=4, validation_data=test.take(1), validation_freq=[1, 2, 4],
+            callbacks=callbacks, **IN_ORDER,
+        )  # fmt: skip
 
     compare(same_seed, train, tmp_path / "a")
 
@@ -269,7 +343,6 @@ def test_scheduled_rate_is_set_once_an_epoch(tmp_path):
     compare(same_seed, train, tmp_path / "a")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files left open
 def test_csv_file_goes_on(tmp_path):
     def train(model, callbacks):
         folder = "b" if callbacks else "a"
@@ -370,6 +443,59 @@ def test_own_callback_is_told_and_keeps_what_it_holds(tmp_path):
     assert own.seen == [0, 1, 2]
     assert own.setting == "new"  # what the callback is, not what it has seen
     assert own.best["at"][0] == 2
+
+
+class Holder(keras.callbacks.Callback):
+    """Shares a list with the script, and counts in a dict of a kind of its own."""
+
+    def __init__(self, out):
+        super().__init__()
+        self.out, self.counts = out, collections.Counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.out.append(batch)
+        self.counts[batch] += 1
+
+
+def test_containers_of_a_callback_stay_the_same_objects(tmp_path):
+    with pytest.raises(Killed):
+        arrays(classifier(), [Holder([]), Resume(tmp_path, every=1), kill_after(6)])
+    out = []
+    holder = Holder(out)
+    arrays(classifier(), [holder, Resume(tmp_path)])
+    assert out == [0, 1, 2] * 3
+    assert type(holder.counts) is collections.Counter
+    assert holder.counts == {0: 3, 1: 3, 2: 3}
+
+
+def test_best_weights_of_bfloat16_go_on(tmp_path):
+    def make(seed):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((6,))
+        model = StepModel(inputs=inputs, outputs=layers.Dense(3, dtype="bfloat16")(inputs))
+        model.compile("adam", LOSS)
+        return model
+
+    def train(model, callbacks):
+        stop = keras.callbacks.EarlyStopping(
+            "loss", patience=1, min_delta=1e9, restore_best_weights=True
+        )
+        return model.fit(FEATURES, CLASSES, 8, epochs=9, callbacks=[stop, *callbacks], **QUIET)
+
+    compare(make, train, tmp_path / "a")
+
+
+def test_csv_file_of_several_runs_keeps_their_rows(tmp_path):
+    def train(model, name, *callbacks):
+        log = keras.callbacks.CSVLogger(tmp_path / "all.csv", append=True)
+        return arrays(model, [log, *callbacks, Resume(tmp_path / name, every=1)])
+
+    train(classifier(), "first")
+    with pytest.raises(Killed):
+        train(classifier(), "second", kill_after(6))
+    train(classifier(), "second")
+    rows = (tmp_path / "all.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["epoch", *"012012"]
 
 
 # A complete run
@@ -488,6 +614,21 @@ def test_other_optimizer_is_named(tmp_path):
     assert "fresh=True" in message
 
 
+def test_compiling_again_is_another_run(tmp_path):
+    model = classifier()
+    arrays(model, [Resume(tmp_path)])
+    model.compile(keras.optimizers.Adam(0.001, epsilon=0.5), LOSS, ["accuracy"])
+    with pytest.raises(ValueError, match="compile.optimizer.epsilon is 1e-07 there and 0.5 here"):
+        arrays(model, [Resume(tmp_path)])
+
+
+def test_other_batch_size_is_named(tmp_path):
+    def train(model, callbacks):
+        return model.fit(FEATURES, CLASSES, 9, epochs=3, callbacks=callbacks, **QUIET)
+
+    assert "fit.batch_size is 8 there and 9 here" in refused(tmp_path, train=train)
+
+
 def test_other_schedule_is_named(tmp_path):
     message = refused(tmp_path, lambda: classifier(schedule_lr=LinearDecay(0.001, 100)))
     assert "compile.schedule_lr is null there" in message
@@ -557,3 +698,55 @@ def test_other_versions_are_a_warning(tmp_path, monkeypatch):
     monkeypatch.setattr("customstep.configuration.versions", lambda: {"keras": "9.0"})
     with pytest.warns(UserWarning, match="not bit for bit.*9.0 now"):
         arrays(classifier(), [Resume(tmp_path)])
+
+
+# Callbacks are called as Keras calls them
+
+
+class Seen(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.epochs, self.told = [], []
+
+    def set_params(self, params):
+        super().set_params(params)
+        self.told.append(params["steps"] * params["epochs"])
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs.append(epoch)
+
+
+def test_callback_that_holds_others_is_called_itself():
+    seen = Seen()
+    seen.callbacks = [keras.callbacks.Callback()]
+    arrays(classifier(), seen)
+    assert seen.epochs == [0, 1, 2]
+    assert seen.told == [9]
+
+
+def test_list_of_callbacks_of_an_own_class_is_called_itself():
+    class Own(keras.callbacks.CallbackList):
+        ended = ()
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.ended = (*self.ended, epoch)
+            super().on_epoch_end(epoch, logs)
+
+    seen = Seen()
+    model = classifier()
+    own = Own([seen], add_history=True, model=model, steps=3, epochs=3)
+    arrays(model, own)
+    assert own.ended == (0, 1, 2)
+    assert seen.epochs == [0, 1, 2]
+    with pytest.raises(ValueError, match="Pass the callbacks as a list"):
+        arrays(model, Own([Resume("nowhere")], model=model, steps=3, epochs=3))
+
+
+def test_list_of_callbacks_of_keras_may_hold_resume(tmp_path):
+    def train(model, callbacks):
+        held = keras.callbacks.CallbackList(
+            callbacks, add_history=True, model=model, epochs=3, steps=3, verbose=0
+        )
+        return arrays(model, held)
+
+    compare(same_seed, train, tmp_path / "a")

@@ -4,7 +4,9 @@
 
 The same model trains with `Resume` and without, by turns. Because the ratio of two runs is noisier
 than what it is to show, the time that passes in the callback itself is printed, too, as a share of
-the run it is in. On two shared cores it printed RESULT.
+the run it is in. On two shared and busy cores it printed 1.17 % for the DCGAN (at most 1.40 %) and
+1.75 % for the tiny GAN (at most 1.87 %), beside ratios from 0.89 to 1.31 that say nothing; a
+checkpoint took as long as 3.1 steps of the DCGAN.
 """
 
 import pathlib
