@@ -429,7 +429,8 @@ def test_names_that_clash_in_the_logs_are_refused():
 def test_example_leaves_what_it_promises(tmp_path):
     accuracies = load(EXAMPLE).main(["--smoke", "--out", str(tmp_path)])
     assert [len(values) for values in accuracies.values()] == [2, 2]
-    assert {path.name for path in tmp_path.iterdir()} == {"accuracies.png", "classifier.keras"}
+    names = {"accuracies.png", "classifier.keras", "checkpoints"}
+    assert {path.name for path in tmp_path.iterdir()} == names
     classifier = keras.models.load_model(tmp_path / "classifier.keras")
     assert classifier.output_shape == (None, 10)
 

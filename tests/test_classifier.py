@@ -166,7 +166,8 @@ def test_rate_in_the_place_of_a_schedule_is_refused():
 def test_example_leaves_what_it_promises(tmp_path, capsys):
     history = load(EXAMPLE).main(["--smoke", "--out", str(tmp_path)]).history
     assert np.isfinite(history["val_loss"]).all()
-    assert {path.name for path in tmp_path.iterdir()} == {"training.png", "classifier.keras"}
+    names = {"training.png", "classifier.keras", "checkpoints"}
+    assert {path.name for path in tmp_path.iterdir()} == names
     assert "Test accuracy" in capsys.readouterr().out
     with Image.open(tmp_path / "training.png") as image:
         assert image.width == 800

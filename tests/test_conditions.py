@@ -422,7 +422,7 @@ def test_example_skips_what_is_corrupted(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.count("4 steps skipped of 4 corrupted batches, all weights finite") == 2
     assert sum(histories["pausing"]["nonfinite_discriminator"]) == 4
-    names = {"conditional_updates.png", "always.keras", "pausing.keras"}
+    names = {"conditional_updates.png", "always.keras", "pausing.keras", "checkpoints"}
     assert {path.name for path in tmp_path.iterdir()} == names
     restored = keras.models.load_model(tmp_path / "pausing.keras")
     assert restored.steps == 17 and type(restored).__name__ == "RestartingGAN"

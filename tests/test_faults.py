@@ -39,6 +39,14 @@ def start(out, *arguments, **options):
     )
 
 
+@pytest.fixture
+def hears_interrupts():
+    """SIGINT as in a terminal: what a shell runs in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def wait_until_it_trains(process):
     line = process.stdout.readline()
     assert line == "begun\n", line + process.stderr.read()
@@ -95,7 +103,7 @@ def test_run_killed_at_random_moments_ends_as_if_it_never_was(whole, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_saves_the_step_and_ends_with_a_line(number, whole, tmp_path):
+def test_signal_saves_the_step_and_ends_with_a_line(number, whole, tmp_path, hears_interrupts):
     process = start(tmp_path, "--every", "1000")
     wait_until_it_trains(process)
     process.send_signal(number)
@@ -111,7 +119,7 @@ def test_signal_saves_the_step_and_ends_with_a_line(number, whole, tmp_path):
     assert left_by(tmp_path) == whole[0]
 
 
-def test_own_handlers_of_a_script_stay(tmp_path):
+def test_own_handlers_of_a_script_stay(tmp_path, hears_interrupts):
     heard = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
@@ -125,7 +133,7 @@ def test_own_handlers_of_a_script_stay(tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_signal_during_validation_waits_for_the_end_of_the_epoch(tmp_path, capsys):
+def test_signal_during_validation_waits_for_the_epoch(tmp_path, capsys, hears_interrupts):
     ask = keras.callbacks.LambdaCallback()
     ask.on_test_begin = lambda logs=None: signal.raise_signal(signal.SIGINT)
     model = classifier()

@@ -627,7 +627,7 @@ def test_sharpness_aware_example_leaves_what_it_promises(tmp_path):
     shapes = {name: np.shape(runs) for name, runs in results.items()}
     assert shapes == {"plain": (1, 2), "SAM": (1, 1)}  # twice the epochs
     assert all(0 < value < 1 for [run] in results.values() for value in run)
-    assert [path.name for path in tmp_path.iterdir()] == ["accuracy.png"]
+    assert {path.name for path in tmp_path.iterdir()} == {"accuracy.png", "checkpoints"}
 
 
 def test_gradient_surgery_example_leaves_what_it_promises(tmp_path):
@@ -635,4 +635,4 @@ def test_gradient_surgery_example_leaves_what_it_promises(tmp_path):
     assert list(results) == ["sum", "surgery"]
     for [history] in results.values():
         assert 0 <= history["conflict"][-1] <= 1 and 0 < history["val_left_accuracy"][-1] < 1
-    assert {path.name for path in tmp_path.iterdir()} == {"inputs.png", "accuracy.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"inputs.png", "accuracy.png", "checkpoints"}
