@@ -48,8 +48,8 @@ def write(directory, epoch, batch, state, *, keep):
         OSError: the disk is full, or the folder cannot be written to; the others stay.
         TypeError: `state` is not plain.
     """
-    directory = pathlib.Path(directory)
-    with files.atomic_folder(directory / f"epoch_{epoch:04d}_batch_{batch:06d}") as folder:
+    directory, new = pathlib.Path(directory), f"epoch_{epoch:04d}_batch_{batch:06d}"
+    with files.atomic_folder(directory / new) as folder:
         yield folder
         arrays = {}
         text = json.dumps(_encoded(state, arrays), indent=1)
@@ -59,8 +59,7 @@ def write(directory, epoch, batch, state, *, keep):
         (folder / _SUMS).write_text("".join(sums), encoding="utf-8")
     with contextlib.suppress(OSError):  # the new one is there, and counts
         written = names(directory)
-        written = written[: written.index(f"epoch_{epoch:04d}_batch_{batch:06d}") + 1]
-        for name in written[:-keep]:
+        for name in written[: written.index(new) + 1][:-keep]:
             remove(directory, name)
 
 
@@ -162,7 +161,7 @@ _LOCKS = set()  # the open files of the locks that this process holds
 def _close_in_child():
     """Lets a forked process go on without the locks, which would outlive its parent in it."""
     for file in _LOCKS:
-        os.close(file.fileno())
+        file.close()
     _LOCKS.clear()
 
 

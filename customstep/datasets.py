@@ -46,9 +46,7 @@ class ImageSet(NamedTuple):
         """A `tf.data.Dataset` of `(images, labels)`; see `load_images` for arguments and errors."""
         check_range("image_range", image_range)
         low, high = map(float, image_range)
-        indices = streams.index_batches(
-            len(self.labels), batch_size, shuffle=shuffle, seed=seed
-        )
+        order = streams.index_batches(len(self.labels), batch_size, shuffle=shuffle, seed=seed)
         with tf.device("CPU"):
             all_images, all_labels = tf.constant(self.images), tf.constant(self.labels)
 
@@ -56,7 +54,7 @@ class ImageSet(NamedTuple):
             unit = tf.cast(tf.gather(all_images, indices), tf.float32) / 255.0
             return low * (1.0 - unit) + high * unit, tf.gather(all_labels, indices)
 
-        batches = indices.map(gather, num_parallel_calls=tf.data.AUTOTUNE)
+        batches = order.map(gather, num_parallel_calls=tf.data.AUTOTUNE)
         return batches.prefetch(tf.data.AUTOTUNE)
 
 

@@ -119,14 +119,13 @@ class FitCallbacks(keras.callbacks.CallbackList):
         """Tells the data the step of an epoch, if it begins with a new iteration of them."""
         if self._begins_anew or not self._followed:
             self._followed = True
-            return streams.follow(self._data, step)
-        return False
+            streams.follow(self._data, step)
 
     def _pass_epochs(self):
         """Reads the data of the epochs that are done, unless their order is known without."""
         step = self._found["configuration"]["steps_before_fit"]
         epochs = self._found["epoch"] - self._found["configuration"]["initial_epoch"]
-        if not epochs or (self._begins_anew and self._follow(step)):
+        if not epochs or (self._begins_anew and streams.is_known(self._data)):
             return
         if self.params.get("verbose"):
             print(f"Reading the data of {epochs} epochs again, to find the place.", flush=True)
@@ -139,7 +138,7 @@ class FitCallbacks(keras.callbacks.CallbackList):
     def _pass_validations(self):
         """Begins the validation data as often as they were, where that changes their order."""
         data, frequency = self._validation_data, self._arguments["validation_freq"]
-        if not isinstance(data, tf.data.Dataset) or streams.follow(data, 0):
+        if not isinstance(data, tf.data.Dataset) or streams.is_known(data):
             return
         for epoch in range(self._found["configuration"]["initial_epoch"], self._found["epoch"]):
             whole = isinstance(frequency, int)
@@ -149,10 +148,10 @@ class FitCallbacks(keras.callbacks.CallbackList):
                     next(iter(data))
 
     def _restore_random_states(self):
+        # Data that Python makes draw from these generators themselves, ahead of the training, and
+        # have done so again while they were read up to the place.
         if not isinstance(self._data, (keras.utils.PyDataset, Iterator)):
             self._resume.restore_random_states()
-        # Others draw from these generators themselves, ahead of the training, and have done so
-        # again while they were read up to the place.
 
     def _pass_batches(self, iterator):
         """In the place of the train function, for batches that are done."""

@@ -264,7 +264,8 @@ class GradientSurgery(SavedDataclass):
                 stacklevel=2,
             )
         terms = [[_dense(gradient) for gradient in gradients] for gradients in by_term.values()]
-        weights = tf.unstack(surgery_weights(_inner_products([replicas.whole_gradients(term) for term in terms])))
+        whole = [replicas.whole_gradients(term) for term in terms]
+        weights = tf.unstack(surgery_weights(_inner_products(whole)))
         gradients = [
             [tf.cast(weight, g.dtype) * g for weight, g in zip(weights, parts) if g is not None]
             for parts in zip(*terms)

@@ -68,13 +68,17 @@ def weight(size):
 
 def weight_and_presence(size):
     """`weight`, and whether every replica has examples: True, or a bool scalar, from one sum."""
-    if count() == 1:
-        return 1, True
-    if isinstance(size, int) and not tf.executing_eagerly():
-        return 1 / count(), True  # a graph knows the size only where all parts have the same
+    if _have_equal_parts(size):
+        return (1 if count() == 1 else 1 / count()), True
     size = tf.cast(size, tf.float32)
     [sums] = total([tf.stack([size, tf.cast(tf.equal(size, 0), tf.float32)])])
     return tf.math.divide_no_nan(size, sums[0]), tf.equal(sums[1], 0)
+
+
+def _have_equal_parts(size):
+    """Whether all replicas have as many examples, and at least one."""
+    # A graph knows the size of a part only where all have the same.
+    return count() == 1 or (isinstance(size, int) and not tf.executing_eagerly())
 
 
 def share(whole):
@@ -125,7 +129,7 @@ def of_examples(gradient, size):
         gradient: tensor, dense or sparse, or None.
         size: the number of examples in this replica's part, an int or an int scalar.
     """
-    if count() == 1 or gradient is None:
+    if _have_equal_parts(size) or gradient is None:
         return gradient
     return tf.nest.map_structure(
         lambda t: tf.where(tf.greater(size, 0), t, tf.zeros_like(t)) if t.dtype.is_floating else t,

@@ -81,6 +81,7 @@ class Resume(keras.callbacks.Callback):
         self.found = None  # the state that this fit goes on from
         self._path = None  # the checkpoint of it
         self._signal = None  # that asked for the end
+        self._begin = None  # the other callbacks, and their state when `fit` began
 
     # -- Before the first step --------------------------------------------------------------
 
@@ -103,7 +104,7 @@ class Resume(keras.callbacks.Callback):
             )
         self._every = "epoch" if several and self.every is None else self.every
         self._initial_epoch, self._signal, self.found = initial_epoch, None, None
-        self._begin = None  # the other callbacks, and their state when `fit` began
+        self._begin = None
         with contextlib.ExitStack() as stack:
             stack.callback(setattr, self, "_batches", None)
             if replicas.is_chief(model.distribute_strategy):

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from customstep.checks import check_integer
 
-__all__ = ["follow", "index_batches"]
+__all__ = ["follow", "index_batches", "is_known"]
 
 _ROUNDS = 16  # of the cipher; with TensorFlow's 4 some places are a little likelier than others
 
@@ -78,20 +78,21 @@ def follow(dataset, step):
     """Lets the next iteration of a data set be that of the epoch which begins at a step.
 
     Args:
-        dataset: what was passed to `fit`.
+        dataset: what was passed to `fit`; where there is no stream in it, nothing happens.
         step: int, the number of training steps done before the epoch.
-
-    Returns:
-        Whether the order of the data is known by that: there are streams in it, and nothing that
-        remembers earlier epochs.
     """
-    if not isinstance(dataset, tf.data.Dataset):
-        return False
+    for part in _parts(dataset):
+        if _is_stream(part):
+            part.customstep_keys.next = step
+
+
+def is_known(dataset):
+    """Whether the order of all data is known by the step alone, once `follow` has told it.
+
+    It is where there are streams in the data set, and nothing that remembers earlier epochs.
+    """
     parts = list(_parts(dataset))
-    streams = [part.customstep_keys for part in parts if hasattr(part, "customstep_keys")]
-    for keys in streams:
-        keys.next = step
-    return bool(streams) and not any(map(_remembers, parts))
+    return any(map(_is_stream, parts)) and not any(map(_remembers, parts))
 
 
 class _Keys:
@@ -107,16 +108,22 @@ class _Keys:
 
 
 def _parts(dataset):
-    """A data set and all that it is made of, down to the streams."""
+    """A data set and all that it is made of, down to the streams; nothing of other data."""
+    if not isinstance(dataset, tf.data.Dataset):
+        return
     yield dataset
-    if not hasattr(dataset, "customstep_keys"):
+    if not _is_stream(dataset):
         for part in dataset._inputs():
             yield from _parts(part)
 
 
+def _is_stream(part):
+    return hasattr(part, "customstep_keys")
+
+
 def _remembers(part):
     """Whether a part of a data set may give something else than in another process."""
-    if hasattr(part, "customstep_keys"):
+    if _is_stream(part):
         return False
     return any(word in type(part).__name__ for word in ("Cache", "Shuffle")) or any(
         operation.op_def.is_stateful  # it draws from a layer's seeds, or calls Python

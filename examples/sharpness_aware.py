@@ -107,7 +107,7 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dataset", default="fashion_mini", help="a TFDS name or a folder")
-    parser.add_argument("--epochs", type=scripts.whole(1), default=EPOCHS, help="plain: twice as many")
+    parser.add_argument("--epochs", type=scripts.whole(1), default=EPOCHS, help="plain: twice")
     parser.add_argument("--out", type=scripts.folder, help="default: runs/sharpness_aware")
     parser.add_argument("--seed", type=scripts.seed, default=0, help="the first of five")
     parser.add_argument("--fresh", action="store_true", help="start over, rather than go on")

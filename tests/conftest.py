@@ -2,6 +2,8 @@
 
 import customstep  # isort: skip  (first: it silences TensorFlow)
 
+import signal
+
 import keras
 import numpy as np
 import pytest
@@ -30,3 +32,11 @@ def two_replicas():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def hears_interrupts():
+    """SIGINT as in a terminal: what a shell runs in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

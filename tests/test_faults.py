@@ -39,14 +39,6 @@ def start(out, *arguments, **options):
     )
 
 
-@pytest.fixture
-def hears_interrupts():
-    """SIGINT as in a terminal: what a shell runs in the background ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def wait_until_it_trains(process):
     line = process.stdout.readline()
     assert line == "begun\n", line + process.stderr.read()

@@ -635,4 +635,5 @@ def test_gradient_surgery_example_leaves_what_it_promises(tmp_path):
     assert list(results) == ["sum", "surgery"]
     for [history] in results.values():
         assert 0 <= history["conflict"][-1] <= 1 and 0 < history["val_left_accuracy"][-1] < 1
-    assert {path.name for path in tmp_path.iterdir()} == {"inputs.png", "accuracy.png", "checkpoints"}
+    names = {"inputs.png", "accuracy.png", "checkpoints"}
+    assert {path.name for path in tmp_path.iterdir()} == names

@@ -7,6 +7,14 @@ import numpy as np
 import tensorflow as tf
 
 from customstep import noise, variables
+from customstep.adversaries import (
+    check_arrays,
+    check_images,
+    check_labels,
+    check_networks,
+    check_not_empty,
+    inputs_of,
+)
 from customstep.checks import as_array, check_integer, check_number, check_range
 from customstep.losses import AdversarialLoss, NonSaturating, Penalty
 from customstep.step import Objective, StepModel, Update
@@ -87,10 +95,12 @@ class GAN(StepModel):
         self.image_range = image_range
         self._check_arguments()
         self.ema_decay, self.image_range = float(ema_decay), tuple(image_range)
-        self._image_shape = self._check_networks()
+        latents = keras.KerasTensor((None, latent_dim))
+        labels = None if num_classes is None else keras.KerasTensor((None,), "int32")
+        self._image_shape = check_networks(generator, discriminator, latents, labels)
         self.ema_generator = _frozen_copy(generator)
         self.seeds = keras.random.SeedGenerator()
-        self(self._symbolic_inputs())
+        self(inputs_of(latents, labels))
 
     @property
     def terms(self):
@@ -120,14 +130,14 @@ class GAN(StepModel):
         real, labels = self._images(batch), self._labels(batch)
         latents = self._draw_latents(batch.size, training, use=0)
         with variables.without_effects(self.generator.variables):  # it has its own update
-            fake = self.generator(_inputs(latents, labels), training=training)
+            fake = self.generator(inputs_of(latents, labels), training=training)
         fake = tf.stop_gradient(tf.cast(fake, tf.float32))
-        real_logits = self.discriminator(_inputs(real, labels), training=training)
-        fake_logits = self.discriminator(_inputs(fake, labels), training=training)
+        real_logits = self.discriminator(inputs_of(real, labels), training=training)
+        fake_logits = self.discriminator(inputs_of(fake, labels), training=training)
 
         def critic(images):
             with variables.without_effects(self.discriminator.variables):
-                return self.discriminator(_inputs(images, labels), training=training)
+                return self.discriminator(inputs_of(images, labels), training=training)
 
         loss = self.loss.discriminator(real_logits, fake_logits, batch.sample_weight)
         terms = {"discriminator_loss": _regularized(loss, self.discriminator)}
@@ -140,13 +150,13 @@ class GAN(StepModel):
         """How well the generator deceives the discriminator."""
         labels = self._labels(batch)
         latents = self._draw_latents(batch.size, training, use=1)
-        fake = self.generator(_inputs(latents, labels), training=training)
+        fake = self.generator(inputs_of(latents, labels), training=training)
         with variables.without_effects(self.discriminator.variables):  # so has it
-            fake_logits = self.discriminator(_inputs(fake, labels), training=training)
+            fake_logits = self.discriminator(inputs_of(fake, labels), training=training)
             real_logits = None
             if self.loss.relativistic:
                 real = self._images(batch)
-                real_logits = self.discriminator(_inputs(real, labels), training=training)
+                real_logits = self.discriminator(inputs_of(real, labels), training=training)
         loss = self.loss.generator(real_logits, fake_logits)
         return Objective({"generator_loss": _regularized(loss, self.generator)})
 
@@ -190,8 +200,10 @@ class GAN(StepModel):
                 images, of which the first are looked at, outside of `image_range`. These two are
                 not looked at in a data set, or where a class has a `preprocess` of its own.
         """
-        _check_not_empty(x)
-        self._check_values(x, y)
+        check_not_empty(x)
+        if type(self).preprocess is StepModel.preprocess:  # else it may make good ones of them
+            ignored = self._nonfinite is not None
+            check_arrays(x, y, self.image_range, self.num_classes, nonfinite=ignored)
         return super().fit(x, y, *args, **kwargs)
 
     def call(self, inputs, training=False):
@@ -241,7 +253,7 @@ class GAN(StepModel):
             ValueError: `labels` do not fit, or a number is out of its range.
         """
         latents = self.latents(n, seed)
-        return self.predict(_inputs(latents, self._sample_labels(n, labels)), 256, verbose=0)
+        return self.predict(inputs_of(latents, self._sample_labels(n, labels)), 256, verbose=0)
 
     def _sample_labels(self, n, labels):
         if self.num_classes is None and labels is None:
@@ -269,78 +281,16 @@ class GAN(StepModel):
     def _draw_latents(self, n, training, use):
         return noise.normal((n, self.latent_dim), self._draw_seed(training, use))
 
-    def _symbolic_inputs(self):
-        labels = None if self.num_classes is None else keras.KerasTensor((None,), "int32")
-        return _inputs(keras.KerasTensor((None, self.latent_dim)), labels)
-
     def _images(self, batch):
         """The real images of a preprocessed batch, float32."""
-        images = batch.x
-        expected = tf.TensorShape(self._image_shape)
-        is_tensor = not keras.tree.is_nested(images)
-        if not is_tensor or not expected.is_compatible_with(images.shape[1:]):
-            received = keras.tree.map_structure(lambda one: tuple(one.shape), images)
-            raise ValueError(
-                "The images do not fit this GAN. Expected one tensor of shape (batch, "
-                f"{', '.join(map(str, self._image_shape))}), as the generator makes them; received "
-                f"{received}. Resize them, as `load_images(image_size=...)` does, or add the axis "
-                "of the channel with images[..., None]."
-            )
-        if images.dtype == tf.uint8 and max(self.image_range) < 255:
-            raise ValueError(
-                f"The images are bytes. Expected floats in {self.image_range}, the range of the "
-                "generator; received uint8. Scale them, as `load_images(image_range=...)` does, "
-                "or make the GAN with `image_range=(0, 255)`."
-            )
-        return tf.cast(images, tf.float32)
+        check_images(batch.x, self._image_shape, self.image_range)
+        return tf.cast(batch.x, tf.float32)
 
     def _labels(self, batch):
         if self.num_classes is None:
             return None
-        if batch.y is None:
-            raise ValueError(
-                "A conditional GAN needs labels. Expected data of (images, labels); received "
-                "images alone. Pass the labels, or make the GAN without `num_classes`."
-            )
-        y = batch.y
-        is_column = not keras.tree.is_nested(y) and tuple(y.shape[1:]) in ((), (1,))
-        if not is_column or not tf.as_dtype(y.dtype).is_integer:
-            received = keras.tree.map_structure(_described, y)
-            raise ValueError(
-                "The labels are of the wrong kind. Expected integers of shape (batch,), in "
-                f"[0, {self.num_classes}); received {received}. Convert floats with "
-                "labels.astype('int32'), and one-hot rows with labels.argmax(-1)."
-            )
-        return y
-
-    def _check_values(self, x, y):
-        """Raises a `ValueError` where arrays hold what the step could not tell from good ones."""
-        if type(self).preprocess is not StepModel.preprocess:
-            return  # which may make good ones of them
-        if self.num_classes is not None and _is_array(y, "iu") and len(y):
-            low, high = int(np.min(y)), int(np.max(y))
-            if low < 0 or high >= self.num_classes:
-                raise ValueError(
-                    f"The labels are out of range. Expected integers in [0, {self.num_classes}); "
-                    f"received labels from {low} to {high}. Correct them, or make the GAN and its "
-                    "networks with another `num_classes`."
-                )
-        if _is_array(x, "f") and len(x):
-            first = np.asarray(x[:1024])
-            if self._nonfinite is not None:  # which the step looks at
-                first = first[np.isfinite(first)]
-            low, high = self.image_range
-            slack = (high - low) / 10  # for what resizing adds
-            if not first.size:
-                return
-            smallest, largest = float(first.min()), float(first.max())
-            if not (low - slack <= smallest and largest <= high + slack):
-                raise ValueError(
-                    f"The images are not in their range. Expected values in [{low}, {high}], as "
-                    f"the generator makes them; received values from {smallest:g} to {largest:g}. "
-                    "Scale them, as `load_images` does, or make the GAN with another "
-                    "`image_range`."
-                )
+        check_labels(batch.y, self.num_classes)
+        return batch.y
 
     def _check_arguments(self):
         check_integer("latent_dim", self.latent_dim, 1)
@@ -369,91 +319,10 @@ class GAN(StepModel):
                 "another `name`."
             )
 
-    def _check_networks(self):
-        """Calls both networks on symbols, which also builds them where they are not.
-
-        Returns:
-            The shape of an image, `(height, width, channels)`.
-        """
-        inputs = self._symbolic_inputs()
-        labels = None if self.num_classes is None else inputs[1]
-        images = _symbolic_call("generator", self.generator, inputs)
-        if len(images.shape) != 4:
-            raise ValueError(
-                "The generator does not make images. Expected an output of (batch, height, "
-                f"width, channels); received {images.shape}. End it with a convolution or Reshape."
-            )
-        logits = _symbolic_call("discriminator", self.discriminator, _inputs(images, labels))
-        if len(logits.shape) > 1 and logits.shape[-1] != 1:
-            raise ValueError(
-                "The discriminator does not give one logit. Expected an output of (batch, 1) or "
-                f"(batch, height, width, 1); received {logits.shape}. End it with `Dense(1)`."
-            )
-        last = getattr(self.discriminator, "layers", [None])[-1]
-        if getattr(last, "activation", None) is keras.activations.sigmoid:
-            raise ValueError(
-                "The discriminator ends in a sigmoid. Expected logits, because every loss here "
-                "has its own last function; received probabilities. Remove the activation."
-            )
-        return tuple(images.shape[1:])
-
-
-def _inputs(x, labels):
-    return x if labels is None else [x, labels]
-
-
-def _check_not_empty(x):
-    """Raises a `ValueError` where `fit` would be over at once, of which Keras only warns."""
-    if isinstance(x, tf.data.Dataset):
-        empty = x.cardinality() == 0
-    else:
-        shapes = [getattr(one, "shape", None) for one in keras.tree.flatten(x)]
-        empty = any(shape is not None and len(shape) and shape[0] == 0 for shape in shapes)
-    if empty:
-        raise ValueError(
-            f"There are no data. Expected at least one batch; received {type(x).__name__} without "
-            "any. Pass more examples, or lower a batch size that is larger than the data set and "
-            "leaves no batch with `drop_remainder=True`."
-        )
-
-
-def _is_array(values, kinds):
-    """Whether it is an array or tensor of numbers of some kinds, in the letters of numpy."""
-    is_array = isinstance(values, (np.ndarray, tf.Tensor)) and len(values.shape)
-    return is_array and np.asarray(values[:0]).dtype.kind in kinds
-
-
-def _described(tensor):
-    return f"{tf.as_dtype(tensor.dtype).name} {tuple(tensor.shape)}"
-
 
 def _regularized(loss, network):
     """The loss and what the network's own regularizers add, as in a compiled loss."""
     return loss + keras.ops.sum(network.losses) if network.losses else loss
-
-
-def _symbolic_call(name, network, inputs):
-    shapes = [tensor.shape for tensor in keras.tree.flatten(inputs)]
-    try:
-        _check_inputs(network, shapes)
-        return network(inputs)
-    except Exception as error:
-        raise ValueError(
-            f"The {name} cannot be called on what the GAN gives it. Expected a network of inputs "
-            f"{shapes}; received one that fails ({error}). Change the network, `latent_dim` or "
-            "`num_classes`."
-        ) from error
-
-
-def _check_inputs(network, shapes):
-    """Raises a `ValueError` where a network was made for other shapes.
-
-    Keras lets pass a last axis of 1 where another length is expected.
-    """
-    expected = [tensor.shape for tensor in getattr(network, "inputs", None) or ()]
-    for want, have in zip(expected, shapes):
-        if len(want) == len(have) and not tf.TensorShape(want).is_compatible_with(have):
-            raise ValueError(f"its inputs are {expected}")
 
 
 def _frozen_copy(network):

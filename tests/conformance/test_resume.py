@@ -15,11 +15,16 @@ some = pytest.mark.parametrize(
 )
 
 
+def trains(descriptor):
+    """What `interrupted` takes to fit a model."""
+    return lambda model, callbacks: fit(model, descriptor, callbacks=callbacks)
+
+
 def test_killed_run_goes_on_bit_for_bit(descriptor, reference, tmp_path):
     # Of the steps of each process, the last one is lost.
     model, history = interrupted(
         descriptor.make,
-        lambda model, callbacks: fit(model, descriptor, callbacks=callbacks),
+        trains(descriptor),
         tmp_path,
         steps=2 if SOAK else 3,
     )
@@ -35,7 +40,7 @@ def test_killed_run_in_mixed_precision_goes_on(descriptor, policy, tmp_path):
     expected = fit(whole, descriptor)
     model, history = interrupted(
         descriptor.make,
-        lambda model, callbacks: fit(model, descriptor, callbacks=callbacks),
+        trains(descriptor),
         tmp_path,
     )
     assert equal(state(model), state(whole))
@@ -46,7 +51,7 @@ def test_killed_run_in_mixed_precision_goes_on(descriptor, policy, tmp_path):
 def test_killed_run_of_several_steps_per_execution_goes_on(descriptor, reference, tmp_path):
     model, history = interrupted(
         lambda seed: descriptor.make(seed, steps_per_execution=2),
-        lambda model, callbacks: fit(model, descriptor, callbacks=callbacks),
+        trains(descriptor),
         tmp_path,
         steps=2 if SOAK else 3,
     )
@@ -64,7 +69,7 @@ def test_killed_run_on_two_replicas_goes_on(descriptor, two_replicas, tmp_path):
     expected = fit(whole, descriptor)
     model, history = interrupted(
         make,
-        lambda model, callbacks: fit(model, descriptor, callbacks=callbacks),
+        trains(descriptor),
         tmp_path,
     )
     assert equal(state(model), state(whole))

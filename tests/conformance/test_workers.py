@@ -94,7 +94,7 @@ def test_the_chief_alone_prints_and_the_exit_code_is_the_scripts(tmp_path):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_no_worker_outlives_the_launcher(how, tmp_path):
+def test_no_worker_outlives_the_launcher(how, tmp_path, hears_interrupts):
     script = tmp_path / "script.py"
     script.write_text(
         "import os, pathlib, sys, time\n"
