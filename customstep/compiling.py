@@ -301,8 +301,9 @@ class CompiledModel(PersistentModel):
         """`keras.Model.fit`; when it dies, callbacks with `on_train_interrupted` are told.
 
         Raises:
-            ValueError: there are sample weights but no targets, a case that Keras ignores; or a
-                callback sets a learning rate that `schedule_lr` sets too.
+            ValueError: there are sample weights but no targets, a case that Keras ignores, or class
+                weights without labels or out of their range; a callback sets a learning rate that
+                `schedule_lr` sets too; or two callbacks restore the run.
         """
         call = _FIT.bind(self, *args, **kwargs)
         call.apply_defaults()

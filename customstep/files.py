@@ -47,13 +47,7 @@ def atomic_path(path):
             f"Cannot write the file '{path}': it is a folder. Expected the name of a file; "
             f"received the name of a folder. Name a file in it, such as '{path / 'name.png'}'."
         )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise NotADirectoryError(
-            f"Cannot write the file '{path}': a part of its path is a file. Expected a folder that "
-            f"exists or can be made; received '{path.parent}'. Name another folder."
-        ) from error
+    _make_parent(path)
     # The folder holds the temporary file so that writers which insist on creating it can.
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
         temporary = pathlib.Path(folder) / path.name
@@ -95,7 +89,7 @@ def atomic_folder(path):
             f"Cannot write the folder '{path}': it is a file. Expected the name of a folder; "
             f"received the name of a file. Name another folder."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as scratch:
         temporary = pathlib.Path(scratch) / path.name
         temporary.mkdir()
@@ -106,6 +100,16 @@ def atomic_folder(path):
             os.rename(path, pathlib.Path(scratch) / "replaced")
         os.rename(temporary, path)
         _to_disk(path.parent)
+
+
+def _make_parent(path):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(
+            f"Cannot write '{path}': a part of its path is a file. Expected a folder that "
+            f"exists or can be made; received '{path.parent}'. Name another folder."
+        ) from error
 
 
 def _to_disk(path):

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import h5py
@@ -189,6 +190,64 @@ def test_files_that_cannot_be_written_leave_what_was_there(whole, tmp_path):
     assert {p: left.get(p) for p in before if "checkpoints" not in p.parts} == {
         p: content for p, content in before.items() if "checkpoints" not in p.parts
     }
+
+
+@pytest.fixture
+def read_only():
+    """A callable that makes a folder read-only, for the superuser, too, who then is nobody."""
+    user = os.geteuid()
+    folder = pathlib.Path(tempfile.mkdtemp())
+
+    def make():
+        folder.chmod(0o555)
+        if user == 0:
+            os.seteuid(65534)
+
+    make.folder = folder
+    yield make
+    os.seteuid(user)
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+def test_model_in_a_read_only_folder_stays_as_it_was(read_only):
+    model = gan()
+    model.compile(**gan_compiled())
+    paths = [read_only.folder / name for name in ("gan.keras", "gan.weights.h5")]
+    model.save(paths[0])
+    model.save_weights(paths[1])
+    before = [path.read_bytes() for path in paths]
+    read_only()
+    for save, path in zip((model.save, model.save_weights), paths):
+        with pytest.raises(PermissionError):
+            save(path)
+    assert [path.read_bytes() for path in paths] == before
+
+
+def test_folder_that_becomes_read_only_costs_checkpoints_and_sheets_and_not_the_run(read_only):
+    def train(*callbacks):
+        model = gan()
+        model.compile(**gan_compiled())
+        return model.fit(
+            IMAGES, batch_size=8, epochs=2, verbose=0, shuffle=False, callbacks=list(callbacks)
+        ).history
+
+    keras.utils.set_random_seed(0)
+    expected = train()
+    moments = iter([lambda: None, read_only])
+    in_the_middle = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: next(moments, int)()
+    )
+    keras.utils.set_random_seed(0)
+    with pytest.warns(UserWarning) as seen:
+        history = train(
+            in_the_middle, SampleGrid(read_only.folder, rows=2), Resume(read_only.folder, every=1)
+        )
+    assert history == expected
+    told = [str(warning.message) for warning in seen]
+    assert any("There is no checkpoint of step 2" in one for one in told)
+    assert any("epoch_0001.png' was not written" in one for one in told)
+    assert checkpoints.names(read_only.folder) == ["epoch_0000_batch_000001"]
 
 
 def test_folder_that_cannot_be_made_is_told_before_the_first_step(tmp_path):
