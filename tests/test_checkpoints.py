@@ -121,9 +121,8 @@ def test_lock_ends_with_its_process_and_not_with_its_children(tmp_path):
         "from customstep import checkpoints\n"
         "with checkpoints.lock(sys.argv[1]):\n"
         "    child = os.fork()\n"
-        "    if not child:\n"
-        "        time.sleep(60)\n"
-        "    print(child, flush=True)\n"
+        "    if child:\n"
+        "        print(child, flush=True)\n"
         "    time.sleep(60)\n"
     )
     command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)]
@@ -133,11 +132,12 @@ def test_lock_ends_with_its_process_and_not_with_its_children(tmp_path):
         with pytest.raises(BlockingIOError), checkpoints.lock(tmp_path):
             pytest.fail("it was free")
         holder.kill()
-        holder.communicate()
+        holder.wait()
         with checkpoints.lock(tmp_path):
             pass
     finally:
         os.kill(child, signal.SIGKILL)
+        holder.stdout.close()
 
 
 def test_new_checkpoint_is_never_the_one_that_is_removed(tmp_path):

@@ -3,6 +3,7 @@
 import collections
 import json
 import re
+import threading
 
 import keras
 import numpy as np
@@ -210,14 +211,26 @@ def test_data_set_of_python_goes_on(tmp_path):
 
 def test_generator_of_numpys_global_numbers_goes_on(tmp_path):
     """Keras reads ahead, so that the state at a checkpoint is not that of the batch."""
-
-    def batches():
-        while True:
-            chosen = np.random.randint(0, 24, 8)
-            yield FEATURES[chosen], CLASSES[chosen]
+    drawing = threading.Lock()  # Keras's thread outlives `fit`, as it would not a killed process
 
     def train(model, callbacks):
-        return model.fit(batches(), epochs=3, steps_per_epoch=3, callbacks=callbacks, **IN_ORDER)
+        ended = []
+
+        def batches():
+            while True:
+                with drawing:
+                    if ended:
+                        return
+                    chosen = np.random.randint(0, 24, 8)
+                yield FEATURES[chosen], CLASSES[chosen]
+
+        try:
+            return model.fit(
+                batches(), epochs=3, steps_per_epoch=3, callbacks=callbacks, **IN_ORDER
+            )
+        finally:
+            with drawing:
+                ended.append(True)
 
     compare(same_seed, train, tmp_path / "a", every="epoch", steps=4)
 
