@@ -13,6 +13,11 @@ import tensorflow as tf
 tf.config.set_logical_device_configuration(_cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 
+def pytest_collection_modifyitems(items):
+    """Begins with the longest tests, lest one of them runs alone at the end."""
+    items.sort(key=lambda item: item.path.stem != "test_workers")
+
+
 @pytest.fixture(autouse=True)
 def fresh_keras():
     """Every test starts from the same random state and leaves the global policy alone."""
