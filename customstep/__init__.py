@@ -8,6 +8,8 @@ from customstep import (
     checkpoints,
     conditions,
     datasets,
+    evaluation,
+    features,
     files,
     gradients,
     grids,
@@ -24,7 +26,7 @@ from customstep import (
     stateful,
     streams,
 )
-from customstep.callbacks import Resume, SampleGrid, Unfreeze
+from customstep.callbacks import Quality, Resume, SampleGrid, Unfreeze
 from customstep.curves import plot_history
 from customstep.datasets import load_images, read_images
 from customstep.inspection import inspect
@@ -39,6 +41,7 @@ __all__ = [
     "Objective",
     "PartiallyFrozen",
     "Processed",
+    "Quality",
     "Resume",
     "SampleGrid",
     "ScheduledClassifier",
@@ -49,6 +52,8 @@ __all__ = [
     "checkpoints",
     "conditions",
     "datasets",
+    "evaluation",
+    "features",
     "files",
     "gradients",
     "grids",

@@ -1,4 +1,8 @@
-"""Callbacks: `Resume` loses nothing, `SampleGrid` shows a run, `Unfreeze` frees layers in time."""
+"""Callbacks: what happens beside the steps.
+
+`Resume` loses nothing, `SampleGrid` shows a run, `Quality` measures its images, `Unfreeze` frees
+layers in time.
+"""
 
 import pathlib
 import re
@@ -10,9 +14,11 @@ from PIL import Image
 
 from customstep import grids, pictures, replicas, selection
 from customstep.checks import check_integer, check_path
+from customstep.evaluation import MEASURES, evaluate
+from customstep.features import Features, extract
 from customstep.resuming import Resume
 
-__all__ = ["Resume", "SampleGrid", "Unfreeze"]
+__all__ = ["Quality", "Resume", "SampleGrid", "Unfreeze"]
 
 
 class SampleGrid(keras.callbacks.Callback):
@@ -70,12 +76,7 @@ class SampleGrid(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._epoch, self._frames = None, {}
-        if not hasattr(self.model, "sample") or not hasattr(self.model, "image_range"):
-            raise TypeError(
-                f"SampleGrid cannot draw samples of this model. Expected a model with "
-                f"`sample(n, seed=, labels=)` and `image_range`, such as a GAN; received "
-                f"{type(self.model).__name__}. Remove the callback, or give the model both."
-            )
+        _check_samples(self)
 
     def on_epoch_begin(self, epoch, logs=None):
         # Not in `on_train_begin`, which knows neither the epoch nor what `BackupAndRestore` loads.
@@ -168,6 +169,69 @@ class SampleGrid(keras.callbacks.Callback):
         return sheets
 
 
+class Quality(keras.callbacks.Callback):
+    """Measures the images of a GAN after an epoch and logs how near they come to real ones.
+
+    Use it to choose the best epoch rather than the last. The logs of the epoch get
+    `frechet_distance`, `kernel_distance`, `precision`, `recall`, `density` and `coverage`, and
+    `smallest_class` and `largest_class` where the network knows classes; see
+    `evaluation.Evaluation.logs`. Callbacks after it in the list can monitor them. Images that are
+    not finite have NaN for all of them.
+
+    Distances are too large when measured on few samples: they compare the epochs of runs that take
+    as many. `customstep evaluate` measures a finished model on more.
+
+    Args:
+        real: real images that the model is not trained on, uint8 `(n, height, width, channels)`,
+            or their `Features`.
+        network: as for `features.extract`.
+        samples: how many images to generate, at least 6; always of the same latent vectors.
+        every: epochs from one measurement to the next, at least 1. The first epoch always has one,
+            and the logs of the epochs between repeat the last one.
+        seed: of the latent vectors, 0 to 2**63 - 1.
+
+    Raises:
+        ValueError: a number is out of its range, or the images do not fit the network.
+        TypeError: in `fit`, the model has no `sample(n, seed=)` or no `image_range`.
+
+    Example:
+
+        images = read_images("fashion_mini", "test").images
+        best = ModelCheckpoint("best.keras", "frechet_distance", mode="min", save_best_only=True)
+        gan.fit(data, epochs=10, callbacks=[Quality(images), best])
+    """
+
+    def __init__(self, real, *, network=None, samples=2000, every=1, seed=0):
+        super().__init__()
+        check_integer("samples", samples, 6)
+        check_integer("every", every, 1)
+        check_integer("seed", seed, 0, 2**63 - 1)
+        self._real = real if isinstance(real, Features) else extract(real, network)
+        self._network = network
+        self.samples, self.every, self.seed = samples, every, seed
+        self._last = {}  # what was measured last
+
+    def on_train_begin(self, logs=None):
+        self._last = {}
+        _check_samples(self)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not self._last or (epoch + 1) % self.every == 0:
+            self._last = self._measure()
+        if logs is not None:
+            logs.update(self._last)
+
+    def _measure(self):
+        images = self.model.sample(self.samples, seed=self.seed)
+        if not np.isfinite(images).all():
+            classes = ("smallest_class", "largest_class") if self._real.num_classes else ()
+            return dict.fromkeys((*MEASURES, *classes), np.nan)
+        generated = extract(images, self._network, image_range=self.model.image_range)
+        with warnings.catch_warnings():  # of few samples: the docstring says it
+            warnings.simplefilter("ignore")
+            return evaluate(generated, self._real).logs()
+
+
 class Unfreeze(keras.callbacks.Callback):
     """Gradual unfreezing: from given epochs on, frozen parts of a model train again.
 
@@ -230,3 +294,13 @@ class Unfreeze(keras.callbacks.Callback):
         self._done = epoch
         if due:
             self.model.unfreeze(due)
+
+
+def _check_samples(callback):
+    model = callback.model
+    if not hasattr(model, "sample") or not hasattr(model, "image_range"):
+        raise TypeError(
+            f"{type(callback).__name__} cannot draw samples of this model. Expected a model with "
+            f"`sample(n, seed=, labels=)` and `image_range`, such as a GAN; received "
+            f"{type(model).__name__}. Remove the callback, or give the model both."
+        )

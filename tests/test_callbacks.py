@@ -1,4 +1,4 @@
-"""SampleGrid: what it writes, when, and that training does not notice it."""
+"""SampleGrid and Quality: what they leave, when, and that training does not notice them."""
 
 import keras
 import numpy as np
@@ -7,7 +7,9 @@ from keras import layers
 from PIL import Image
 
 from customstep import GAN, StepModel
-from customstep.callbacks import SampleGrid
+from customstep.callbacks import Quality, SampleGrid
+from customstep.evaluation import evaluate
+from customstep.features import Features, extract
 from customstep.pictures import read_metadata
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (8, 4, 4, 1)).astype("float32")
@@ -220,3 +222,70 @@ def test_number_out_of_range_is_refused(tmp_path, argument):
     (name,) = argument
     with pytest.raises(ValueError, match=f"`{name}` is out of its range. Expected.*received"):
         SampleGrid(tmp_path, **argument)
+
+
+# Quality
+
+REAL = np.random.default_rng(1).integers(0, 256, (40, 4, 4, 1)).astype("uint8")
+
+
+@pytest.fixture
+def pixels():
+    """A network whose features are the pixels of an image, and whose classes are two."""
+    images = keras.Input((4, 4, 1))
+    flat = layers.Flatten()(images)
+    return keras.Model(images, [flat, layers.Dense(2)(flat)])
+
+
+def test_quality_logs_what_evaluate_measures(pixels):
+    gan = tiny_gan()
+    history = train(gan, Quality(REAL, network=pixels, samples=30, seed=3)).history
+    generated = extract(gan.sample(30, seed=3), pixels, image_range=(-1, 1))
+    with pytest.warns(UserWarning, match="few images"):
+        expected = evaluate(generated, extract(REAL, pixels)).logs()
+    assert {name: values[-1] for name, values in history.items() if name in expected} == expected
+    assert len(expected) == 8
+
+
+def test_quality_does_not_touch_training(pixels):
+    def weights(*callbacks):
+        keras.utils.set_random_seed(0)
+        gan = tiny_gan()
+        train(gan, *callbacks)
+        return gan.get_weights()
+
+    for a, b in zip(weights(), weights(Quality(REAL, network=pixels, samples=10))):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_quality_can_be_monitored_and_repeats_itself_between(pixels, tmp_path):
+    quality = Quality(REAL, network=pixels, samples=20, every=2)
+    best = keras.callbacks.ModelCheckpoint(
+        tmp_path / "{epoch}.keras", "frechet_distance", mode="min", save_best_only=True
+    )
+    patient = keras.callbacks.EarlyStopping("recall", mode="max", patience=9)
+    values = train(tiny_gan(), quality, best, patient, epochs=5).history["frechet_distance"]
+    assert len(values) == 5
+    assert values[1] == values[2] and values[3] == values[4] != values[1]
+    assert files_of(tmp_path)
+
+
+def test_images_that_are_not_finite_have_no_quality(pixels):
+    gan = tiny_gan()
+    gan.ema_generator.set_weights([w * np.nan for w in gan.ema_generator.get_weights()])
+    values = gan.fit(
+        IMAGES, epochs=1, verbose=0, callbacks=[Quality(REAL, network=pixels, samples=10)]
+    ).history
+    assert np.isnan(values["frechet_distance"]).all() and np.isnan(values["smallest_class"]).all()
+
+
+def test_mistakes_of_quality_are_told_before_training(pixels):
+    for bad in (dict(samples=5), dict(every=0), dict(seed=-1)):
+        with pytest.raises(ValueError, match="Expected a whole number"):
+            Quality(REAL, network=pixels, **bad)
+    with pytest.raises(ValueError, match="network cannot take these images"):
+        Quality(REAL)
+    model = StepModel(inputs=(inputs := keras.Input((2,))), outputs=layers.Dense(1)(inputs))
+    model.compile("sgd", "mse")
+    with pytest.raises(TypeError, match="Quality cannot draw samples"):
+        model.fit(np.zeros((4, 2)), np.zeros((4, 1)), callbacks=[Quality(Features(np.eye(3)))])

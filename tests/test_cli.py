@@ -10,6 +10,7 @@ from keras import layers
 from PIL import Image
 
 import customstep
+from customstep import evaluation, features
 from customstep.cli import main
 from customstep.grids import contact_sheet
 from customstep.pictures import read_metadata
@@ -159,15 +160,15 @@ def test_no_command_is_a_mistake_of_one_line(capsys):
     assert "COMMAND" in mistake(capsys)
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["grid", "--help"], ["inspect", "--help"]])
-def test_help_describes_in_80_columns(capsys, monkeypatch, argv):
+@pytest.mark.parametrize("command", ["", "grid ", "evaluate ", "inspect ", "launch "])
+def test_help_describes_in_80_columns(capsys, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as caught:
-        main(argv)
+        main(f"{command}--help".split())
     text = capsys.readouterr().out
     assert caught.value.code == 0
-    assert f"customstep {argv[0]}" in text or "draw a sheet" in text
-    assert max(map(len, text.splitlines())) <= 80
+    assert f"usage: customstep {command}" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
 
 
 def test_every_example_of_the_help_runs(models, tmp_path, monkeypatch, capsys):
@@ -249,3 +250,77 @@ def test_every_example_of_the_help_of_inspect_runs(trained, monkeypatch, capsys)
     monkeypatch.chdir(trained)
     for argv in examples:
         main(argv)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A folder with a conditional GAN of ten classes and a network that knows three."""
+    folder = tmp_path_factory.mktemp("drawn")
+    latents, label, images = keras.Input((2,)), keras.Input((), dtype="int32"), None
+    pixels = layers.Dense(784)(latents) + layers.Embedding(10, 784)(label)
+    made = layers.Reshape((28, 28, 1))(layers.Activation("tanh")(pixels))
+    images = keras.Input((28, 28, 1))
+    logit = layers.Dense(1)(layers.Flatten()(images)) + layers.Embedding(10, 1)(label)
+    networks = keras.Model([latents, label], made), keras.Model([images, label], logit)
+    gan = customstep.GAN(*networks, 2, num_classes=10)
+    gan.compile({"discriminator": "adam", "generator": "adam"})
+    gan.save(folder / "gan.keras")
+    features = layers.AveragePooling2D(7)(images)
+    outputs = layers.Flatten()(features), layers.Dense(3)(layers.Flatten()(features))
+    keras.Model(images, outputs).save(folder / "features.keras")
+    return folder
+
+
+def evaluated(capsys, *argv):
+    """The table that `customstep evaluate` prints: `{measure: value}`."""
+    main(["evaluate", *map(str, argv)])
+    lines = capsys.readouterr().out.splitlines()
+    return {line[:17].strip(): float(line[17:].split()[0]) for line in lines[1:-1]}, lines[-1]
+
+
+@pytest.mark.filterwarnings("ignore:There are few images")
+def test_evaluate_prints_what_the_functions_measure(drawn, capsys, tmp_path):
+    few = ("--samples", "300", "--cache", tmp_path / "cache")
+    table, counts = evaluated(capsys, drawn / "gan.keras", *few)
+    gan = load(drawn / "gan.keras")
+    images = gan.sample(300, seed=0)
+    generated = features.extract(images, image_range=(-1, 1))
+    real = features.extract(customstep.read_images(split="test").images)
+    train = features.extract(customstep.read_images().images)
+    expected = evaluation.evaluate(generated, real, train=train, labels=np.arange(300) % 10)
+    assert table["frechet distance"] == pytest.approx(expected.frechet_distance.value, rel=1e-3)
+    assert table["memorization"] == pytest.approx(expected.memorization.value, rel=1e-3)
+    assert table["class accuracy"] == pytest.approx(expected.class_accuracy.value, rel=1e-3)
+    assert counts == "of 300 generated, 2,000 real, 10,000 training images"
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert evaluated(capsys, drawn / "gan.keras", *few) == (table, counts)
+
+
+@pytest.mark.filterwarnings("ignore:There are few images")
+def test_evaluate_takes_a_network_of_ones_own(drawn, capsys):
+    options = "--samples 50 --split train[:60] --network".split()
+    table, counts = evaluated(capsys, drawn / "gan.keras", *options, drawn / "features.keras")
+    assert counts == "of 50 generated, 60 real images"
+    assert "largest class" in table
+    assert "class accuracy" not in table  # its three classes are others
+    assert "memorization" not in table
+
+
+@pytest.mark.parametrize(
+    "model, options, line",
+    [
+        ("nothing.keras", "", "There is no model .*received a path that does not exist"),
+        ("features.keras", "", "is not a GAN. Expected.*received Functional. Pass"),
+        ("gan.keras", "--samples 5", "argument --samples: expected.*at least 6; received '5'"),
+        ("gan.keras", "--split nothing", "no images in the split 'nothing'"),
+        ("gan.keras", "--train-split nothing", "no images in the split 'nothing'"),
+        ("gan.keras", "--dataset nothing", "no data set 'nothing'"),
+        ("gan.keras", "--network gan.keras", "network cannot take these images. Expected.*Pass"),
+        ("gan.keras", "--network no.keras", "There is no model .*received a path that does not"),
+    ],
+)
+def test_mistake_of_evaluate_is_one_line(drawn, capsys, monkeypatch, model, options, line):
+    monkeypatch.chdir(drawn)
+    error = mistake(capsys, "evaluate", model, *options.split())
+    assert error.startswith("customstep evaluate: error: ")
+    assert re.search(line, error)

@@ -17,6 +17,8 @@ FOLDER = pathlib.Path(customstep.__file__).parent
 MODULES = [name for _, name, _ in pkgutil.walk_packages([str(FOLDER)], "customstep.")]
 LEAVES = (
     "checks",
+    "evaluation",
+    "features",
     "conditions",
     "files",
     "gradients",

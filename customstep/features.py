@@ -1,0 +1,211 @@
+"""Images as the features of a network: what `evaluation` compares.
+
+    real = extract(read_images("fashion_mini", "test").images)
+    real.values.shape  # (2000, 128)
+"""
+
+import functools
+import hashlib
+import pathlib
+import zipfile
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from customstep.checks import as_array, check_path, check_range
+from customstep.files import atomic_path
+
+__all__ = ["Features", "extract", "fashion_network"]
+
+HERE = pathlib.Path(__file__).parent
+_ASSETS = (HERE if (HERE / "assets").is_dir() else HERE.parent) / "assets"
+FASHION_NETWORK = _ASSETS / "fashion_features.keras"
+_BATCH = 256  # images that a network sees at once
+
+
+class Features:
+    """Images as vectors, and what the measures need to know of them, each computed once.
+
+    Args:
+        values: `(n, d)` finite numbers, an image in each row; held as float64.
+        labels: None, or int `(n,)`, the classes that the network sees in the images.
+        num_classes: how many classes there are, where there are labels.
+
+    Attributes:
+        mean: float64 `(d,)`.
+        covariance: float64 `(d, d)`, unbiased.
+
+    Raises:
+        ValueError: there are fewer than two images, or the numbers do not fit.
+    """
+
+    def __init__(self, values, labels=None, num_classes=None):
+        values = as_array("values", values)
+        if values.ndim != 2 or len(values) < 2 or not values.size or values.dtype.kind not in "iuf":
+            raise ValueError(
+                f"These are no features. Expected numbers of the shape (images, features), at "
+                f"least 2 images and 1 feature; received {values.dtype} {values.shape}. Average "
+                f"or flatten what a network returns."
+            )
+        self.values = values.astype(np.float64)
+        if not np.isfinite(self.values).all():
+            bad = np.flatnonzero(~np.isfinite(self.values).all(1))
+            raise ValueError(
+                f"Some features are not finite. Expected finite numbers; received NaN or infinity "
+                f"for {len(bad)} of {len(values)} images, the first of which is number {bad[0]}. "
+                f"Look at that image, or use another network."
+            )
+        self.labels, self.num_classes = labels, num_classes
+
+    def __len__(self):
+        return len(self.values)
+
+    @functools.cached_property
+    def mean(self):
+        return self.values.mean(0)
+
+    @functools.cached_property
+    def covariance(self):
+        centered = self.values - self.mean
+        return centered.T @ centered / (len(self) - 1)
+
+    @functools.cached_property
+    def radii(self):
+        """A dict of the neighbour's rank k to `(n,)` distances, filled by `evaluation`."""
+        return {}
+
+
+def extract(images, network=None, *, image_range=None, cache=None):
+    """The features of images.
+
+    The network sees every image rounded to 8 bits, as it would be in a file: float32 from 0 to
+    255, which is what most networks of `keras.applications` take. Let a layer of yours scale and
+    resize where a network wants something else:
+
+        network = keras.Sequential([layers.Resizing(299, 299), layers.Rescaling(1 / 127.5, -1), inception])
+
+    Args:
+        images: `(n, height, width, channels)`, n at least 2; uint8, or floats in `image_range`.
+        network: a Keras model from images to features `(n, d)`, or to a pair of features and
+            logits `(n, classes)`; None for `fashion_network()`, which is for gray images of 28 by
+            28 pixels.
+        image_range: `(low, high)` of floats, such as (-1, 1), black and white; None for uint8.
+        cache: None, or a folder in which the features are kept. Those of the same images and the
+            same network are read from it.
+
+    Returns:
+        `Features`.
+
+    Raises:
+        ValueError: the images do not fit their range or the network, or its outputs are none of
+            the above.
+        TypeError: `cache` is not a path.
+    """
+    images = _as_bytes(images, image_range)
+    network = fashion_network() if network is None else network
+    if cache is None:
+        return Features(*_compute(images, network))
+    check_path("cache", cache)
+    path = pathlib.Path(cache) / f"features-{_digest(images, network)[:32]}.npz"
+    if (kept := _read(path)) is None:
+        kept = _compute(images, network)
+        _write(path, *kept)
+    return Features(*kept)
+
+
+@functools.cache
+def fashion_network():
+    """The bundled network, which knows the ten classes of Fashion-MNIST.
+
+    `assets/make_fashion_features.py` made it and says how accurate it is. Its 128 features are
+    the means of its last feature maps, scaled so that their variances over the real test images
+    add up to 100.
+
+    Returns:
+        A Keras model from float32 images `(n, 28, 28, 1)` in [0, 255] to features `(n, 128)` and
+        logits `(n, 10)`.
+    """
+    network = keras.models.load_model(FASHION_NETWORK, compile=False)
+    network.trainable = False
+    return network
+
+
+def _as_bytes(images, image_range):
+    images = as_array("images", images)
+    if images.ndim != 4 or len(images) < 2:
+        raise ValueError(
+            f"These are no images to compare. Expected at least 2 of the shape (n, height, width, "
+            f"channels); received {images.dtype} {images.shape}. Stack them, and keep the channels."
+        )
+    if image_range is None:
+        if images.dtype != np.uint8:
+            raise ValueError(
+                f"The range of the images is unknown. Expected uint8, or floats and their "
+                f"`image_range`; received {images.dtype} alone. Pass image_range=(-1, 1) for the "
+                f"images of a tanh."
+            )
+        return images
+    check_range("image_range", image_range)
+    low, high = map(float, image_range)
+    if not (np.min(images) >= low and np.max(images) <= high):  # NaN is neither
+        raise ValueError(
+            f"The images leave their range. Expected finite values from {low:g} to {high:g}; "
+            f"received {np.min(images):g} to {np.max(images):g}. Pass their own `image_range`."
+        )
+    return np.rint((images.astype(np.float32) - low) * (255 / (high - low))).astype(np.uint8)
+
+
+def _compute(images, network):
+    """Feature values, and labels and the number of classes or None and None."""
+    try:
+        parts = [_outputs(network, images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)]
+    except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
+        raise ValueError(
+            f"The network cannot take these images. Expected images of the shape "
+            f"{getattr(network, 'input_shape', 'that it was built for')}; received "
+            f"{images.shape}. Pass a `network` for such images, or put a layer that resizes them "
+            f"before it."
+        ) from error
+    outputs = [np.concatenate(part) for part in zip(*parts)]
+    if len(outputs) > 2 or any(output.ndim != 2 for output in outputs):
+        raise ValueError(
+            f"The network returns no features. Expected features (n, d), or a pair of features "
+            f"and logits (n, classes); received {[output.shape for output in outputs]}. Add a "
+            f"layer such as `GlobalAveragePooling2D` to it."
+        )
+    values, *logits = outputs
+    return (values, logits[0].argmax(1), logits[0].shape[1]) if logits else (values, None, None)
+
+
+def _outputs(network, images):
+    outputs = network(tf.cast(images, tf.float32), training=False)
+    return [np.asarray(keras.ops.cast(one, "float32")) for one in keras.tree.flatten(outputs)]
+
+
+def _digest(images, network):
+    digest = hashlib.sha256(f"{images.dtype} {images.shape}".encode())
+    digest.update(np.ascontiguousarray(images))
+    config = keras.saving.serialize_keras_object(network)
+    digest.update(repr(config).encode())
+    for weight in network.get_weights():
+        digest.update(np.ascontiguousarray(weight))
+    return digest.hexdigest()
+
+
+def _read(path):
+    """What `_write` wrote; None where there is nothing, or a file that is damaged."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            labels = arrays["labels"] if "labels" in arrays else None
+            return arrays["values"], labels, None if labels is None else int(arrays["num_classes"])
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        return None
+
+
+def _write(path, values, labels, num_classes):
+    arrays = {"values": values}
+    if labels is not None:
+        arrays.update(labels=labels, num_classes=num_classes)
+    with atomic_path(path) as temporary:
+        np.savez(temporary, **arrays)
