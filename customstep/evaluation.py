@@ -267,9 +267,7 @@ class Evaluation(NamedTuple):
             interval = f"{low:.4g} to {high:.4g}"
             rows.append((name.replace("_", " "), f"{one.value:.4g}", interval, best.get(name, "1")))
         widths = [max(map(len, column)) for column in zip(*rows)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
-        ]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         counts = ", ".join(f"{count:,} {name}" for name, count in self.counts.items())
         return "\n".join([*lines, f"of {counts} images"])
 

@@ -83,7 +83,8 @@ def extract(images, network=None, *, image_range=None, cache=None):
     255, which is what most networks of `keras.applications` take. Let a layer of yours scale and
     resize where a network wants something else:
 
-        network = keras.Sequential([layers.Resizing(299, 299), layers.Rescaling(1 / 127.5, -1), inception])
+        scaled = [layers.Resizing(299, 299), layers.Rescaling(1 / 127.5, -1)]
+        network = keras.Sequential([*scaled, inception])
 
     Args:
         images: `(n, height, width, channels)`, n at least 2; uint8, or floats in `image_range`.
@@ -118,9 +119,9 @@ def extract(images, network=None, *, image_range=None, cache=None):
 def fashion_network():
     """The bundled network, which knows the ten classes of Fashion-MNIST.
 
-    `assets/make_fashion_features.py` made it and says how accurate it is. Its 128 features are
-    the means of its last feature maps, scaled so that their variances over the real test images
-    add up to 100.
+    `assets/make_fashion_features.py` made it; it names 93.25 % of the test images rightly. Its 128
+    features are the means of its last feature maps, scaled so that their variances over the real
+    test images add up to 100: a Frechet distance of 1 is a hundredth of their spread.
 
     Returns:
         A Keras model from float32 images `(n, 28, 28, 1)` in [0, 255] to features `(n, 128)` and
