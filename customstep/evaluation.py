@@ -31,14 +31,17 @@ __all__ = [
     "recall",
 ]
 
-MEASURES = (  # that need nothing but the features of two sets
-    "frechet_distance",
-    "kernel_distance",
-    "precision",
-    "recall",
-    "density",
-    "coverage",
-)
+_BEST = {  # the value of a perfect model
+    "frechet_distance": 0,
+    "kernel_distance": 0,
+    "precision": 1,
+    "recall": 1,
+    "density": 1,
+    "coverage": 1,
+    "memorization": 0.5,
+    "class_accuracy": 1,
+}
+MEASURES = tuple(_BEST)[:6]  # those that need nothing but the features of two sets
 _BLOCK = 1024  # rows of a table of all distances that are held at once
 
 
@@ -52,9 +55,6 @@ class Estimate(NamedTuple):
     def interval(self):
         """The 95 % confidence interval, `(low, high)`, where the error is normal."""
         return self.value - 1.96 * self.error, self.value + 1.96 * self.error
-
-    def __str__(self):
-        return f"{self.value:.4g} ± {1.96 * self.error:.2g}"
 
 
 # Distances between the distributions
@@ -237,35 +237,26 @@ class Evaluation(NamedTuple):
     class_accuracy: Any
     counts: dict
 
-    def logs(self):
-        """Dict of name to float: the measures, and the smallest and the largest class share."""
-        numbers = {
-            name: one.value for name, one in self._asdict().items() if isinstance(one, Estimate)
-        }
-        if self.class_shares:
-            shares = [share.value for share in self.class_shares]
-            numbers.update(smallest_class=min(shares), largest_class=max(shares))
-        return numbers
-
-    def __str__(self):
-        best = {
-            "frechet_distance": "0",
-            "kernel_distance": "0",
-            "memorization": "0.5",
-            "smallest_class": f"{1 / len(self.class_shares or [1]):.3g}",
-            "largest_class": f"{1 / len(self.class_shares or [1]):.3g}",
-        }
-        estimates = {
-            name: one for name, one in self._asdict().items() if isinstance(one, Estimate)
-        }
+    @property
+    def estimates(self):
+        """Dict of name to `Estimate`: those above, and the smallest and the largest class share."""
+        estimates = {k: v for k, v in self._asdict().items() if isinstance(v, Estimate)}
         if self.class_shares:
             ordered = sorted(self.class_shares)
             estimates.update(smallest_class=ordered[0], largest_class=ordered[-1])
+        return estimates
+
+    def logs(self):
+        """Dict of name to float: the values of `estimates`."""
+        return {name: estimate.value for name, estimate in self.estimates.items()}
+
+    def __str__(self):
         rows = [("measure", "value", "95 % interval", "best")]
-        for name, one in estimates.items():
-            low, high = one.interval
-            interval = f"{low:.4g} to {high:.4g}"
-            rows.append((name.replace("_", " "), f"{one.value:.4g}", interval, best.get(name, "1")))
+        for name, estimate in self.estimates.items():
+            best = _BEST.get(name, 1 / len(self.class_shares or [1]))
+            low, high = (f"{end:.4g}" for end in estimate.interval)
+            row = name.replace("_", " "), f"{estimate.value:.4g}", f"{low} to {high}", f"{best:.3g}"
+            rows.append(row)
         widths = [max(map(len, column)) for column in zip(*rows)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         counts = ", ".join(f"{count:,} {name}" for name, count in self.counts.items())

@@ -94,14 +94,17 @@ def test_failing_import_of_tensorflow_still_says_why(tmp_path):
     assert "the reason" in result.stderr and "broken" in result.stderr
 
 
-def test_wheel_holds_the_images_and_works_from_any_folder(tmp_path):
+def test_wheel_holds_images_and_network_and_works_from_any_folder(tmp_path):
     [wheel] = WheelBuilder(str(FOLDER.parent)).build(directory=str(tmp_path), versions=["standard"])
     installed = tmp_path / "installed"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
         names = archive.namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"customstep"}
-    script = "import customstep as c; print(c.__file__, c.read_images(split='test').images.shape)"
+    script = (
+        "import customstep as c; images = c.read_images(split='test').images\n"
+        "print(c.__file__, images.shape, c.features.extract(images[:2]).values.shape)"
+    )
     result = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
@@ -110,4 +113,5 @@ def test_wheel_holds_the_images_and_works_from_any_folder(tmp_path):
         cwd=tmp_path,
         env={"PYTHONPATH": str(installed), "PATH": ""},
     )
-    assert result.stdout == f"{installed}/customstep/__init__.py (2000, 28, 28, 1)\n", result.stderr
+    expected = f"{installed}/customstep/__init__.py (2000, 28, 28, 1) (2, 128)\n"
+    assert result.stdout == expected, result.stderr
