@@ -14,7 +14,7 @@ from PIL import Image
 
 from customstep import grids, pictures, replicas, selection
 from customstep.checks import check_integer, check_path
-from customstep.evaluation import MEASURES, evaluate
+from customstep.evaluation import evaluate
 from customstep.features import Features, extract
 from customstep.resuming import Resume
 
@@ -178,20 +178,22 @@ class Quality(keras.callbacks.Callback):
     `evaluation.Evaluation.logs`. Callbacks after it in the list can monitor them. Images that are
     not finite have NaN for all of them.
 
-    Distances are too large when measured on few samples: they compare the epochs of runs that take
-    as many. `customstep evaluate` measures a finished model on more.
+    The Frechet distance is too large on few samples: it compares the epochs of runs that take as
+    many. `customstep evaluate` measures a finished model on more.
 
     Args:
         real: real images that the model is not trained on, uint8 `(n, height, width, channels)`,
             or their `Features`.
         network: as for `features.extract`.
-        samples: how many images to generate, at least 6; always of the same latent vectors.
+        samples: how many images to generate, at least 6; always of the same latent vectors. A
+            conditional GAN makes as many of each class.
         every: epochs from one measurement to the next, at least 1. The first epoch always has one,
             and the logs of the epochs between repeat the last one.
         seed: of the latent vectors, 0 to 2**63 - 1.
 
     Raises:
-        ValueError: a number is out of its range, or the images do not fit the network.
+        ValueError: a number is out of its range, or images do not fit the network; in `fit`, those
+            of the model do not.
         TypeError: in `fit`, the model has no `sample(n, seed=)` or no `image_range`.
 
     Example:
@@ -214,22 +216,23 @@ class Quality(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._last = {}
         _check_samples(self)
+        self._measure(6)  # a mistake is to be found before an epoch of training
 
     def on_epoch_end(self, epoch, logs=None):
         if not self._last or (epoch + 1) % self.every == 0:
-            self._last = self._measure()
+            self._last = self._measure(self.samples)
         if logs is not None:
             logs.update(self._last)
 
-    def _measure(self):
-        images = self.model.sample(self.samples, seed=self.seed)
-        if not np.isfinite(images).all():
-            classes = ("smallest_class", "largest_class") if self._real.num_classes else ()
-            return dict.fromkeys((*MEASURES, *classes), np.nan)
+    def _measure(self, samples):
+        images = self.model.sample(samples, seed=self.seed)
+        finite = np.isfinite(images)
+        images = np.where(finite, images, self.model.image_range[0])
         generated = extract(images, self._network, image_range=self.model.image_range)
         with warnings.catch_warnings():  # of few samples: the docstring says it
             warnings.simplefilter("ignore")
-            return evaluate(generated, self._real).logs()
+            logs = evaluate(generated, self._real).logs()
+        return logs if finite.all() else dict.fromkeys(logs, np.nan)
 
 
 class Unfreeze(keras.callbacks.Callback):

@@ -319,18 +319,20 @@ def _run_evaluate(arguments):
     sample = gan.sample(1, seed=0)
 
     def real(split):
-        images = datasets.read_images(arguments.dataset, split, image_size=sample.shape[1:3]).images
-        return features.extract(images, network, cache=arguments.cache)
+        images, labels, _ = datasets.read_images(
+            arguments.dataset, split, image_size=sample.shape[1:3]
+        )
+        return features.extract(images, network, cache=arguments.cache), labels
 
-    test = real(arguments.split)
+    test, classes_of_data = real(arguments.split)
     train = arguments.train_split or ("train" if arguments.split == "test" else None)
-    train = train and real(train)
+    train = train and real(train)[0]
     classes = getattr(gan, "num_classes", None)
     labels = None if classes is None else np.arange(arguments.samples) % classes
     images = gan.sample(arguments.samples, seed=arguments.seed, labels=labels)
     generated = features.extract(images, network, image_range=gan.image_range)
-    if generated.num_classes != classes:
-        labels = None  # they are not those of the network
+    if test.labels is None or np.mean(test.labels == classes_of_data) < 0.5:
+        labels = None  # the network knows other classes than the data have
     print(evaluate(generated, test, train=train, labels=labels))
 
 

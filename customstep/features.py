@@ -7,13 +7,14 @@
 import functools
 import hashlib
 import pathlib
-import zipfile
+import textwrap
+import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from customstep.checks import as_array, check_path, check_range
+from customstep.checks import as_array, check_integer, check_path, check_range
 from customstep.files import atomic_path
 
 __all__ = ["Features", "extract", "fashion_network"]
@@ -22,6 +23,7 @@ HERE = pathlib.Path(__file__).parent
 _ASSETS = (HERE if (HERE / "assets").is_dir() else HERE.parent) / "assets"
 FASHION_NETWORK = _ASSETS / "fashion_features.keras"
 _BATCH = 256  # images that a network sees at once
+_NAMES = ("values", "labels", "num_classes")  # of the arrays in a cached file
 
 
 class Features:
@@ -35,6 +37,7 @@ class Features:
     Attributes:
         mean: float64 `(d,)`.
         covariance: float64 `(d, d)`, unbiased.
+        class_shares: float `(num_classes,)`, the share of each class; None without labels.
 
     Raises:
         ValueError: there are fewer than two images, or the numbers do not fit.
@@ -56,7 +59,17 @@ class Features:
                 f"for {len(bad)} of {len(values)} images, the first of which is number {bad[0]}. "
                 f"Look at that image, or use another network."
             )
-        self.labels, self.num_classes = labels, num_classes
+        self.labels, self.num_classes = None, None
+        if labels is not None:
+            check_integer("num_classes", num_classes, 1)
+            self.labels, self.num_classes = as_array("labels", labels), int(num_classes)
+            whole = self.labels.dtype.kind in "iu" and self.labels.shape == (len(values),)
+            if not whole or not ((self.labels >= 0) & (self.labels < num_classes)).all():
+                raise ValueError(
+                    f"The labels do not fit the features. Expected {len(values)} whole numbers "
+                    f"from 0 to {num_classes - 1}; received {self.labels.dtype} {self.labels.shape}. "
+                    f"Pass one class for each image."
+                )
 
     def __len__(self):
         return len(self.values)
@@ -69,6 +82,12 @@ class Features:
     def covariance(self):
         centered = self.values - self.mean
         return centered.T @ centered / (len(self) - 1)
+
+    @property
+    def class_shares(self):
+        if self.labels is None:
+            return None
+        return np.bincount(self.labels, minlength=self.num_classes) / len(self)
 
     @functools.cached_property
     def radii(self):
@@ -108,8 +127,10 @@ def extract(images, network=None, *, image_range=None, cache=None):
     if cache is None:
         return Features(*_compute(images, network))
     check_path("cache", cache)
+    first = _compute(images[:2], network)  # which builds the network
     path = pathlib.Path(cache) / f"features-{_digest(images, network)[:32]}.npz"
-    if (kept := _read(path)) is None:
+    kept = _read(path)
+    if kept is None or kept[0].shape != (len(images), first[0].shape[1]):
         kept = _compute(images, network)
         _write(path, *kept)
     return Features(*kept)
@@ -162,14 +183,15 @@ def _compute(images, network):
     try:
         parts = [_outputs(network, images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)]
     except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
+        reason = textwrap.shorten(str(error), 200).rstrip(".")
         raise ValueError(
             f"The network cannot take these images. Expected images of the shape "
             f"{getattr(network, 'input_shape', 'that it was built for')}; received "
-            f"{images.shape}. Pass a `network` for such images, or put a layer that resizes them "
-            f"before it."
+            f"{images.shape} ({reason}). Pass a `network` for such images, or put a layer that "
+            f"resizes them before it."
         ) from error
     outputs = [np.concatenate(part) for part in zip(*parts)]
-    if len(outputs) > 2 or any(output.ndim != 2 for output in outputs):
+    if not 1 <= len(outputs) <= 2 or any(output.ndim != 2 for output in outputs):
         raise ValueError(
             f"The network returns no features. Expected features (n, d), or a pair of features "
             f"and logits (n, classes); received {[output.shape for output in outputs]}. Add a "
@@ -181,6 +203,8 @@ def _compute(images, network):
 
 def _outputs(network, images):
     outputs = network(tf.cast(images, tf.float32), training=False)
+    if isinstance(outputs, dict):  # of which no order is known
+        return []
     return [np.asarray(keras.ops.cast(one, "float32")) for one in keras.tree.flatten(outputs)]
 
 
@@ -198,15 +222,20 @@ def _read(path):
     """What `_write` wrote; None where there is nothing, or a file that is damaged."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            labels = arrays["labels"] if "labels" in arrays else None
-            return arrays["values"], labels, None if labels is None else int(arrays["num_classes"])
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+            values, labels, num_classes = (arrays[name] for name in _NAMES)
+    except Exception:  # zipfile and numpy raise all kinds
         return None
+    return (values, labels, int(num_classes)) if num_classes else (values, None, None)
 
 
 def _write(path, values, labels, num_classes):
-    arrays = {"values": values}
-    if labels is not None:
-        arrays.update(labels=labels, num_classes=num_classes)
-    with atomic_path(path) as temporary:
-        np.savez(temporary, **arrays)
+    labels = np.zeros(0, int) if labels is None else labels
+    try:
+        with atomic_path(path) as temporary:
+            np.savez(temporary, **dict(zip(_NAMES, (values, labels, num_classes or 0))))
+    except OSError as error:
+        warnings.warn(
+            f"The features were not kept for the next time. Expected a folder that can be written "
+            f"to, and room in it; received {type(error).__name__}: {error}. Pass another `cache`.",
+            stacklevel=3,
+        )

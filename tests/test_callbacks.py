@@ -285,6 +285,15 @@ def test_mistakes_of_quality_are_told_before_training(pixels):
             Quality(REAL, network=pixels, **bad)
     with pytest.raises(ValueError, match="network cannot take these images"):
         Quality(REAL)
+    for quality, words in (
+        (Quality(REAL[:4], network=pixels), "too few images for their neighbours"),
+        (Quality(Features(np.eye(9)), network=pixels), "received 9 and 16"),
+        (Quality(extract(REAL, pixels)), "network cannot take these images"),
+    ):
+        gan = tiny_gan()
+        with pytest.raises(ValueError, match=words):
+            train(gan, quality)
+        assert gan.steps == 0
     model = StepModel(inputs=(inputs := keras.Input((2,))), outputs=layers.Dense(1)(inputs))
     model.compile("sgd", "mse")
     with pytest.raises(TypeError, match="Quality cannot draw samples"):
