@@ -95,13 +95,7 @@ examples:
         metavar="C",
         help="images across (default: %(default)s)",
     )
-    parser.add_argument(
-        "--seed",
-        type=whole(0, 2**63 - 1),
-        default=0,
-        metavar="S",
-        help="of the latent vectors (default: %(default)s)",
-    )
+    _add_seed(parser)
     parser.add_argument(
         "--padding",
         type=whole(0),
@@ -154,12 +148,7 @@ examples:
 """,
     )
     parser.add_argument("model", metavar="MODEL.keras", type=pathlib.Path, help="the saved model")
-    parser.add_argument(
-        "--dataset",
-        default="fashion_mini",
-        metavar="NAME",
-        help="a TFDS name or a folder of images (default: %(default)s)",
-    )
+    _add_dataset(parser)
     parser.add_argument(
         "--split", default="train", metavar="S", help="of the data set (default: %(default)s)"
     )
@@ -195,12 +184,7 @@ examples:
 """,
     )
     parser.add_argument("model", metavar="MODEL.keras", type=pathlib.Path, help="the saved GAN")
-    parser.add_argument(
-        "--dataset",
-        default="fashion_mini",
-        metavar="NAME",
-        help="a TFDS name or a folder of images (default: %(default)s)",
-    )
+    _add_dataset(parser)
     parser.add_argument(
         "--split",
         default="test",
@@ -220,13 +204,7 @@ examples:
         metavar="N",
         help="how many images to generate (default: %(default)s)",
     )
-    parser.add_argument(
-        "--seed",
-        type=whole(0, 2**63 - 1),
-        default=0,
-        metavar="S",
-        help="of the latent vectors (default: %(default)s)",
-    )
+    _add_seed(parser)
     parser.add_argument(
         "--network",
         type=pathlib.Path,
@@ -278,6 +256,25 @@ examples:
         "arguments", nargs=argparse.REMAINDER, metavar="...", help="the script's own arguments"
     )
     parser.set_defaults(run=_run_launch, parser=parser)
+
+
+def _add_seed(parser):
+    parser.add_argument(
+        "--seed",
+        type=whole(0, 2**63 - 1),
+        default=0,
+        metavar="S",
+        help="of the latent vectors (default: %(default)s)",
+    )
+
+
+def _add_dataset(parser):
+    parser.add_argument(
+        "--dataset",
+        default="fashion_mini",
+        metavar="NAME",
+        help="a TFDS name or a folder of images (default: %(default)s)",
+    )
 
 
 COMMANDS = (_grid, _evaluate, _inspect, _launch)

@@ -19,12 +19,12 @@ import tensorflow_datasets as tfds
 
 from customstep import streams
 from customstep.checks import as_array, check_path, check_range
+from customstep.files import ASSETS
 
 __all__ = ["ImageSet", "load_images", "read_images"]
 
 EMBEDDED = "fashion_mini"
-HERE = pathlib.Path(__file__).parent
-MINI = (HERE if (HERE / "assets").is_dir() else HERE.parent) / "assets/fashion_mini/1.0.0"
+MINI = ASSETS / "fashion_mini/1.0.0"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")  # not EPS, which runs a program, under such a name
 

@@ -125,7 +125,7 @@ def precision(real, generated, *, k=3):
 
     The standard error has a part for the generated images and one for the real ones, by leaving
     out each once. That the radii of its neighbours would then grow is left out of account, so
-    that the error is rather too large: 1.1 to 2.4 times the spread in the tests of this file.
+    that the error is rather too large: 1.1 to 2.4 times the spread in `tests/test_evaluation.py`.
 
     Args:
         real: `Features`, or an array `(n, d)`, n above `k`.

@@ -7,6 +7,7 @@
 import functools
 import hashlib
 import pathlib
+import random
 import textwrap
 import warnings
 
@@ -15,13 +16,11 @@ import numpy as np
 import tensorflow as tf
 
 from customstep.checks import as_array, check_integer, check_path, check_range
-from customstep.files import atomic_path
+from customstep.files import ASSETS, atomic_path
 
 __all__ = ["Features", "extract", "fashion_network"]
 
-HERE = pathlib.Path(__file__).parent
-_ASSETS = (HERE if (HERE / "assets").is_dir() else HERE.parent) / "assets"
-FASHION_NETWORK = _ASSETS / "fashion_features.keras"
+FASHION_NETWORK = ASSETS / "fashion_features.keras"
 _BATCH = 256  # images that a network sees at once
 _NAMES = ("values", "labels", "num_classes")  # of the arrays in a cached file
 
@@ -148,7 +147,9 @@ def fashion_network():
         A Keras model from float32 images `(n, 28, 28, 1)` in [0, 255] to features `(n, 128)` and
         logits `(n, 10)`.
     """
+    state = random.getstate()  # of which Keras draws seeds for weights that are replaced at once
     network = keras.models.load_model(FASHION_NETWORK, compile=False)
+    random.setstate(state)
     network.trainable = False
     return network
 

@@ -8,7 +8,11 @@ import tempfile
 from customstep import replicas
 from customstep.checks import check_path
 
-__all__ = ["atomic_folder", "atomic_path", "replaced", "thrown_away"]
+__all__ = ["ASSETS", "atomic_folder", "atomic_path", "replaced", "thrown_away"]
+
+_HERE = pathlib.Path(__file__).parent
+# What is bundled: within the package where it is installed, beside it in the repository.
+ASSETS = (_HERE if (_HERE / "assets").is_dir() else _HERE.parent) / "assets"
 
 
 @contextlib.contextmanager

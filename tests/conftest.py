@@ -2,7 +2,11 @@
 
 import customstep  # isort: skip  (first: it silences TensorFlow)
 
+import os
+import pathlib
+import shutil
 import signal
+import tempfile
 
 import keras
 import numpy as np
@@ -45,3 +49,23 @@ def hears_interrupts():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def nobody():
+    """A callable that takes the superuser's rights away, and a `folder` that all may enter."""
+    user, folder = os.geteuid(), pathlib.Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+
+    def become():
+        if user == 0:
+            os.seteuid(65534)
+
+    become.folder = folder
+    yield become
+    os.seteuid(user)
+    folder.chmod(0o755)
+    for parent, names, _ in os.walk(folder):
+        for name in names:
+            pathlib.Path(parent, name).chmod(0o755)
+    shutil.rmtree(folder)

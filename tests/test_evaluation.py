@@ -1,6 +1,7 @@
 """The measures against closed forms, brute force and other implementations."""
 
 import math
+import random
 
 import keras
 import numpy as np
@@ -266,6 +267,12 @@ def test_bundled_network_knows_classes_and_puts_noise_far_away():
     apart = evaluation.frechet_distance(halves[0], extract(noise)).value
     assert apart > 30 * evaluation.frechet_distance(*halves).value
     assert not fashion_network().trainable_weights
+
+
+def test_loading_the_bundled_network_draws_no_random_number():
+    before = random.getstate()
+    fashion_network.__wrapped__()
+    assert random.getstate() == before
 
 
 def test_features_of_the_same_images_and_network_are_read_from_the_cache(tmp_path):

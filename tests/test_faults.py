@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 import h5py
@@ -193,21 +192,15 @@ def test_files_that_cannot_be_written_leave_what_was_there(whole, tmp_path):
 
 
 @pytest.fixture
-def read_only():
-    """A callable that makes a folder read-only, for the superuser, too, who then is nobody."""
-    user = os.geteuid()
-    folder = pathlib.Path(tempfile.mkdtemp())
+def read_only(nobody):
+    """A callable that makes its `folder` read-only, for the superuser, too, who then is nobody."""
 
     def make():
-        folder.chmod(0o555)
-        if user == 0:
-            os.seteuid(65534)
+        nobody.folder.chmod(0o555)
+        nobody()
 
-    make.folder = folder
-    yield make
-    os.seteuid(user)
-    folder.chmod(0o755)
-    shutil.rmtree(folder)
+    make.folder = nobody.folder
+    return make
 
 
 def test_model_in_a_read_only_folder_stays_as_it_was(read_only):
