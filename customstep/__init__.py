@@ -15,6 +15,7 @@ from customstep import (
     grids,
     inspection,
     latents,
+    layers,
     losses,
     pictures,
     precision,
@@ -32,13 +33,21 @@ from customstep.datasets import load_images, read_images
 from customstep.inspection import inspect
 from customstep.scripts import run
 from customstep.step import Batch, Objective, StepModel, Update
-from customstep.templates import GAN, AuxiliaryLoss, PartiallyFrozen, Processed, ScheduledClassifier
+from customstep.templates import (
+    GAN,
+    AuxiliaryLoss,
+    OnePassGAN,
+    PartiallyFrozen,
+    Processed,
+    ScheduledClassifier,
+)
 
 __all__ = [
     "GAN",
     "AuxiliaryLoss",
     "Batch",
     "Objective",
+    "OnePassGAN",
     "PartiallyFrozen",
     "Processed",
     "Quality",
@@ -60,6 +69,7 @@ __all__ = [
     "inspect",
     "inspection",
     "latents",
+    "layers",
     "load_images",
     "losses",
     "pictures",

@@ -216,7 +216,8 @@ def _is_told(warning):
 def _as_batch(batch):
     if isinstance(batch, tf.data.Dataset):
         batch = next(iter(batch))
-    batch = Batch(*keras.utils.unpack_x_y_sample_weight(batch))
+    data = batch[:3] if isinstance(batch, Batch) else batch
+    batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
 
     def as_tensor(array):
         if array is None:
@@ -229,7 +230,7 @@ def _as_batch(batch):
 
 def _as_data(batch):
     """The batch as `train_step` takes it."""
-    return keras.utils.pack_x_y_sample_weight(*batch)
+    return keras.utils.pack_x_y_sample_weight(*batch[:3])
 
 
 @contextlib.contextmanager

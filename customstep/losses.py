@@ -2,8 +2,8 @@
 
 Logits are the discriminator's outputs before any sigmoid, float `(batch,)` or `(batch, ...)`. Real
 logits are D(x) of real images x, fake logits are D(G(z)) of generated ones. A pair has the loss of
-both players; a penalty is one more term for the discriminator. All are objects to pass to a
-template, saved with it:
+both players; a penalty is one more term for one of them. All are objects to pass to a template,
+saved with it:
 
     GAN(generator, discriminator, latent_dim, loss=Wasserstein(), penalties=[GradientPenalty(10)])
 """
@@ -23,9 +23,11 @@ __all__ = [
     "R2",
     "AdversarialLoss",
     "FiniteDifferenceR1",
+    "GeneratorPenalty",
     "GradientPenalty",
     "Hinge",
     "LeastSquares",
+    "ModeSeeking",
     "NonSaturating",
     "Penalty",
     "Relativistic",
@@ -514,6 +516,62 @@ class FiniteDifferenceR1(R1):
         slopes = (shifted - tf.cast(critic(real), tf.float32)) / self.deviation
         slopes = tf.reduce_sum(tf.reshape(slopes, (tf.shape(slopes)[0], -1)), axis=1)
         return self.gamma / 2 * tf.reduce_mean(slopes**2)
+
+
+class GeneratorPenalty(SavedDataclass):
+    """One more term of the generator's objective; otherwise as a `Penalty`."""
+
+    name = "generator_penalty"
+
+    def __call__(self, latents, fake, labels):
+        """The weighted penalty, a float32 scalar.
+
+        Args:
+            latents: float32 `(batch, latent_dim)`.
+            fake: `(batch, height, width, channels)`, the images that are made of them.
+            labels: int `(batch,)`, their classes, or None.
+        """
+        raise NotImplementedError
+
+
+@keras.saving.register_keras_serializable("customstep")
+@dataclasses.dataclass(frozen=True)
+class ModeSeeking(GeneratorPenalty):
+    """w E[|z - z'| / (|G(z) - G(z')| + 0.01)]: unlike latents are to make unlike images.
+
+    Mao et al. 2019 (arXiv:1903.05628), equation 4, as the reciprocal that its authors minimize,
+    here for each pair rather than for the means of a batch. |.| is the mean of absolute
+    differences. Each image is paired with the next one of its class in the batch, whatever its
+    class where there are no labels; one that is alone of its class is left out.
+
+    Args:
+        weight: w, at least 0, for images in [-1, 1].
+    """
+
+    name = "mode_seeking"
+    weight: float = 0.5
+
+    def __post_init__(self):
+        check_number("weight", self.weight, "[0, inf)")
+
+    def __call__(self, latents, fake, labels):
+        n = tf.shape(latents)[0]
+        index = tf.range(n)
+        steps = tf.math.floormod(index[None, :] - index[:, None] - 1, n) + 1  # n to itself
+        if labels is not None:
+            steps = tf.where(labels[None, :] == labels[:, None], steps, n)
+        partner = tf.math.floormod(index + tf.reduce_min(steps, axis=1), n)
+        is_paired = tf.cast(tf.not_equal(partner, index), tf.float32)
+
+        def distances(values):
+            values = tf.cast(values, tf.float32)
+            apart = tf.abs(values - tf.gather(values, partner))
+            return tf.reduce_mean(tf.reshape(apart, (n, -1)), axis=1)
+
+        ratios = distances(latents) / (distances(fake) + 0.01)
+        return self.weight * tf.math.divide_no_nan(
+            tf.reduce_sum(ratios), tf.reduce_sum(is_paired)
+        )
 
 
 # -- Helpers --------------------------------------------------------------------------------

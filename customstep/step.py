@@ -34,11 +34,16 @@ __all__ = ["Batch", "Objective", "StepModel", "Update"]
 
 
 class Batch(NamedTuple):
-    """What one step is given: `x`, `y`, `sample_weight`, each a tensor, a nest of them or None."""
+    """What one step is given: `x`, `y`, `sample_weight`, each a tensor, a nest of them or None.
+
+    `made` is what earlier updates of the step have left, a dict of name to tensor or nest; the
+    others are the three of Keras, `batch[:3]`.
+    """
 
     x: Any
     y: Any = None
     sample_weight: Any = None
+    made: Mapping[str, Any] = {}
 
     @property
     def size(self):
@@ -64,11 +69,14 @@ class Objective(NamedTuple):
         terms: dict of name to float scalar, each a plain mean over the batch, logged by its name.
         y_pred: the predictions for the metrics passed to `compile`, or None where there are none.
         logs: dict of name to float scalar, means over the batch that are logged and not minimized.
+        made: dict of name to tensor or nest, one entry for each example, that the updates after
+            this one find in `Batch.made` and need not make again. No gradient flows through it.
     """
 
     terms: Mapping[str, Any]
     y_pred: Any = None
     logs: Mapping[str, Any] = {}
+    made: Mapping[str, Any] = {}
 
     @property
     def total(self):
@@ -247,6 +255,7 @@ class StepModel(CompiledModel):
                 part = batch.part(repetition % update.slices, update.slices)
                 objective = self.descend(update, part)
                 logs.update(self.track(objective, part))
+            batch = _with_made(batch, objective)
         self._check_metrics_are_fed()
         self.after_step(batch)
         self.step_state.variables["step"].assign_add(1)
@@ -256,7 +265,9 @@ class StepModel(CompiledModel):
         batch = self._receive(data, training=False)
         logs = {}
         for objective in dict.fromkeys(update.objective for update in self.updates()):
-            logs.update(self._track(_evaluate(objective, batch, False), batch))
+            evaluated = _evaluate(objective, batch, False)
+            logs.update(self._track(evaluated, batch))
+            batch = _with_made(batch, evaluated)
         self._check_metrics_are_fed()
         return {name: value for name, value in logs.items() if name not in self._counters}
 
@@ -492,7 +503,7 @@ class StepModel(CompiledModel):
 
         trace = tf.function(preprocess, autograph=False)  # as the step
         batch = trace.get_concrete_function(data_batch).structured_outputs
-        self._symbolic_build(data_batch=tuple(batch))
+        self._symbolic_build(data_batch=tuple(batch[:3]))
 
 
 def _evaluate(objective, batch, training):
@@ -514,6 +525,11 @@ def _evaluate(objective, batch, training):
         for kind, values in (("terms", found.terms), ("logs", found.logs))
     }
     return found._replace(**means)
+
+
+def _with_made(batch, objective):
+    """The batch as the updates after that of this objective are given it."""
+    return batch._replace(made={**batch.made, **objective.made})
 
 
 def _with_masks(objective):

@@ -16,7 +16,13 @@ from customstep.gradients import GradientCentralization, GradientSurgery, Sharpn
 from customstep.conditions import Above
 from customstep.schedules import LinearDecay, ReduceOnPlateau, WarmupCosine
 from customstep.selection import Part
-from customstep.templates import AuxiliaryLoss, PartiallyFrozen, Processed, ScheduledClassifier
+from customstep.templates import (
+    AuxiliaryLoss,
+    OnePassGAN,
+    PartiallyFrozen,
+    Processed,
+    ScheduledClassifier,
+)
 
 
 class Descriptor(NamedTuple):
@@ -45,7 +51,7 @@ class Descriptor(NamedTuple):
 
     def data(self):
         """What `fit` takes: `x`, `y` and whatever else the template needs."""
-        x, y, _ = self.batch
+        x, y, *_ = self.batch
         return {"x": x} if y is None else {"x": x, "y": y}
 
 
@@ -167,7 +173,7 @@ class Perceptual(StepModel):
         return self.network(x, training=training)
 
     def objective(self, batch, training):
-        x, y, weights = batch
+        x, y, weights, _ = batch
         restored = self(x, training=training)
         found, wanted = (self.features(each, training=False) for each in (restored, x))
         self.seen.update_state(ops.ones(batch.size))
@@ -231,6 +237,11 @@ def gan(**arguments):
 
 def conditional_gan():
     return GAN(generator(3), discriminator(3), 3, num_classes=3)
+
+
+def one_pass_gan():
+    penalties = [losses.R1(0.1)]
+    return OnePassGAN(generator(3), discriminator(3), 3, penalties=penalties, num_classes=3)
 
 
 def wgan_gp():
@@ -388,6 +399,13 @@ DESCRIPTORS = (
     Descriptor(
         "GAN-conditional",
         conditional_gan,
+        gan_compiled,
+        Batch(IMAGES, CLASSES),
+        [LATENTS, CLASSES[:5]],
+    ),
+    Descriptor(
+        "OnePassGAN",
+        one_pass_gan,
         gan_compiled,
         Batch(IMAGES, CLASSES),
         [LATENTS, CLASSES[:5]],

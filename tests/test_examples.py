@@ -49,7 +49,7 @@ def test_dcgan_leaves_what_it_promises(dcgan_run):
     files = {"grid.png", "training.gif", "history.png", "history.csv", "gan.keras"}
     assert {path.name for path in out.iterdir()} == files | sheets | {"checkpoints"}
     with Image.open(out / "grid.png") as image:
-        assert image.size == (8 * 86 + 2, 8 * 86 + 2)  # 8 tiles of 84 pixels and 2 between
+        assert image.size == (10 * 86 + 2, 10 * 86 + 2)  # 10 tiles of 84 pixels and 2 between
 
 
 def test_dcgan_model_goes_on_where_it_was(dcgan_run):
@@ -58,9 +58,10 @@ def test_dcgan_model_goes_on_where_it_was(dcgan_run):
     assert gan.steps == 8
     with Image.open(out / "grid.png") as image:
         shown = np.asarray(image)
-    again = customstep.grids.contact_sheet(gan.sample(64, seed=0), 8, 8, scale=3)[..., 0]
+    samples = gan.sample(100, seed=0, labels=np.repeat(np.arange(10), 10))
+    again = customstep.grids.contact_sheet(samples, 10, 10, scale=3)[..., 0]
     assert np.array_equal(shown, again)
-    gan.fit(customstep.load_images(batch_size=16).take(2), verbose=0, shuffle=False)
+    gan.fit(customstep.load_images(batch_size=32).take(2), verbose=0, shuffle=False)
     assert gan.steps == 10
 
 

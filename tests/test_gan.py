@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from customstep import GAN, Batch, losses, variables
+from customstep import GAN, Batch, Objective, OnePassGAN, StepModel, Update, losses, variables
+from customstep.conditions import Above
 from tests.descriptors import (
     CLASSES,
     IMAGES,
@@ -17,6 +18,7 @@ from tests.descriptors import (
     gan,
     gan_compiled,
     generator,
+    one_pass_gan,
     wgan_gp,
 )
 
@@ -365,3 +367,113 @@ def test_gradients_elsewhere_include_those_of_the_penalty():
             assert (a is None) == (b is None)  # the last bias has none of the penalty
             if a is not None:
                 np.testing.assert_allclose(a, b, atol=1e-6, err_msg=name)
+
+
+# One pass
+
+
+def test_one_pass_generates_once_for_both_networks():
+    made, judged = [], []
+
+    @keras.saving.register_keras_serializable("tests")
+    class Watching(OnePassGAN):
+        def generator_objective(self, batch, training):
+            objective = super().generator_objective(batch, training)
+            made.append(np.array(objective.made["fake"]))
+            return objective
+
+        def discriminator_objective(self, batch, training):
+            judged.append(np.array(batch.made["fake"]))
+            return super().discriminator_objective(batch, training)
+
+    passes = []
+    networks = generator(), discriminator()
+    model = compiled(Watching(*networks, 3), run_eagerly=True)
+    call = networks[0].call
+    networks[0].call = lambda *args, **how: passes.append(1) or call(*args, **how)
+    model.train_on_batch(IMAGES)
+    model.test_on_batch(IMAGES)
+    assert len(passes) == 2  # one in the training step, one in the evaluation
+    assert equal(made, judged) and len(made) == 2
+
+
+def test_one_pass_is_two_descents_by_hand():
+    """The generator's against the discriminator as it was, then the discriminator's."""
+    model, hand = (compiled(OnePassGAN(*networks(), 3, ema_decay=0)) for _ in range(2))
+    hand.set_weights(model.get_weights())
+    model.train_on_batch(IMAGES)
+
+    latents = hand._draw_latents(len(IMAGES), True, 1)
+    with tf.GradientTape(persistent=True) as tape:
+        fake = hand.generator(latents, training=True)
+        generator_loss = losses.non_saturating_generator_loss(hand.discriminator(fake))
+        logits = hand.discriminator(IMAGES), hand.discriminator(tf.stop_gradient(fake))
+        discriminator_loss = losses.non_saturating_discriminator_loss(*logits)
+    for name, loss in (("generator", generator_loss), ("discriminator", discriminator_loss)):
+        weights = getattr(hand, name).trainable_variables
+        sources = [weight.value for weight in weights]
+        hand.optimizers[name].apply(tape.gradient(loss, sources), weights)
+    for name in ("generator", "discriminator"):
+        for one, other in zip(values(getattr(model, name)), values(getattr(hand, name))):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def networks():
+    """Without anything random, and the same each time."""
+    keras.utils.set_random_seed(1)
+    made = keras.Sequential([keras.Input((3,)), layers.Dense(16), layers.Reshape((4, 4, 1))])
+    judge = keras.Sequential([keras.Input((4, 4, 1)), layers.Flatten(), layers.Dense(1)])
+    return made, judge
+
+
+def test_one_pass_has_one_discriminator_step():
+    with pytest.raises(ValueError, match="`discriminator_steps=1`; received 2"):
+        OnePassGAN(generator(), discriminator(), 3, discriminator_steps=2)
+
+
+def test_a_penalty_of_the_generator_is_a_term_of_its_own():
+    penalties = [losses.ModeSeeking(0.5), losses.R1(0.1)]
+    model = compiled(gan(penalties=penalties))
+    assert model.terms == ("discriminator_loss", "r1", "generator_loss", "mode_seeking")
+    plain = compiled(gan())
+    plain.set_weights(model.get_weights())
+    batch = Batch(tf.constant(IMAGES))
+    terms = model.generator_objective(batch, False).terms
+    alone = plain.generator_objective(batch, False).terms
+    assert terms["mode_seeking"] > 0
+    np.testing.assert_allclose(terms["generator_loss"], alone["generator_loss"], rtol=1e-6)
+
+
+# What is made for the updates that follow
+
+
+@keras.saving.register_keras_serializable("tests")
+class Relay(StepModel):
+    """The second update learns from what the first has made."""
+
+    terms = ("first", "second")
+
+    def updates(self):
+        kernel, bias = self.trainable_variables
+        return Update("one", self.first, [kernel]), Update("two", self.second, [bias])
+
+    def first(self, batch, training):
+        made = self(batch.x, training=training)
+        return Objective({"first": tf.reduce_mean(made**2)}, made={"outputs": made})
+
+    def second(self, batch, training):
+        bias = self.trainable_variables[1]
+        error = batch.made["outputs"] + bias - batch.y
+        return Objective({"second": tf.reduce_mean(error**2)})
+
+
+@pytest.mark.parametrize("condition", [None, Above("first", 1e9)])
+def test_what_is_made_passes_a_condition_and_ends_with_the_step(condition):
+    inputs = keras.Input((2,))
+    model = Relay(inputs, layers.Dense(1, kernel_initializer="ones")(inputs))
+    when = {} if condition is None else {"when": {"one": condition}}
+    model.compile({"one": keras.optimizers.SGD(0.0), "two": keras.optimizers.SGD(0.0)}, **when)
+    x, y = np.ones((4, 2), "float32"), np.zeros((4, 1), "float32")
+    history = model.fit(x, y, batch_size=2, epochs=2, shuffle=False, verbose=0).history
+    assert history["second"] == history["first"] == [4.0, 4.0]
+    assert model.evaluate(x, y, batch_size=2, verbose=0, return_dict=True)["second"] == 4.0

@@ -782,3 +782,43 @@ def test_penalties_without_noise_are_the_same_under_xla(penalty, rng):
     np.testing.assert_allclose(
         function(*arguments), penalty_and_slope(penalty, *arguments), rtol=1e-4
     )
+
+
+# Mode seeking
+
+
+def test_mode_seeking_by_hand():
+    """Neighbours in a ring: latents 1, 2 and 3 apart, images 0.49, 0.99 and 1.49."""
+    latents = tf.constant([[0.0], [1.0], [3.0]])
+    fake = tf.reshape(tf.constant([0.0, 0.49, 1.48]), (3, 1, 1, 1))
+    fake += tf.constant([0.0, 0.0, 0.01])[:, None, None, None]
+    expected = 2.0 * (1 / 0.5 + 2 / 1.01 + 3 / 1.5) / 3
+    found = losses.ModeSeeking(2.0)(latents, fake, None)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_mode_seeking_pairs_the_images_of_a_class():
+    latents = tf.constant([[0.0], [5.0], [1.0], [9.0], [3.0]])
+    fake = tf.reshape(tf.constant([0.0, 7.0, 0.49, 9.0, 1.49]), (5, 1, 1, 1))
+    labels = tf.constant([2, 0, 2, 1, 2])  # two are alone
+    expected = (1 / 0.5 + 2 / 1.01 + 3 / 1.5) / 3
+    found = losses.ModeSeeking(1.0)(latents, fake, labels)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_mode_seeking_without_a_pair_is_zero_with_a_finite_gradient():
+    fake = tf.ones((2, 2, 2, 1))
+    with tf.GradientTape() as tape:
+        tape.watch(fake)
+        term = losses.ModeSeeking()(tf.ones((2, 3)), fake, tf.constant([0, 1]))
+    assert term == 0
+    assert np.isfinite(tape.gradient(term, fake)).all()
+
+
+def test_mode_seeking_drives_equal_images_of_different_latents_apart():
+    fake = tf.constant([[[[0.1]]], [[[0.0]]]])
+    with tf.GradientTape() as tape:
+        tape.watch(fake)
+        term = losses.ModeSeeking()(tf.constant([[0.0], [1.0]]), fake, None)
+    above, below = tape.gradient(term, fake)[:, 0, 0, 0].numpy()
+    assert above < 0 < below  # descent moves them apart

@@ -24,6 +24,7 @@ LEAVES = (
     "gradients",
     "grids",
     "latents",
+    "layers",
     "losses",
     "noise",
     "nonfinite",

@@ -16,7 +16,7 @@ from customstep.adversaries import (
     inputs_of,
 )
 from customstep.checks import as_array, check_integer, check_number, check_range
-from customstep.losses import AdversarialLoss, NonSaturating, Penalty
+from customstep.losses import AdversarialLoss, GeneratorPenalty, NonSaturating, Penalty
 from customstep.step import Objective, StepModel, Update
 
 __all__ = ["GAN"]
@@ -48,7 +48,8 @@ class GAN(StepModel):
             or, where it judges patches, `(batch, height, width, 1)`. No sigmoid.
         latent_dim: the length of a latent vector, which is drawn from the standard normal.
         loss: a pair of losses, such as `losses.NonSaturating()`.
-        penalties: terms added to the discriminator's objective, such as `[losses.R1(0.1)]`.
+        penalties: terms added to the objectives, such as `[losses.R1(0.1), losses.ModeSeeking()]`:
+            a `Penalty` to the discriminator's, a `GeneratorPenalty` to the generator's.
         discriminator_steps: updates of the discriminator for each one of the generator. The batch
             is cut into as many parts, so that each update sees images of its own (Arjovsky et al.
             2017, arXiv:1701.07875, algorithm 1): pass batches that many times as large.
@@ -104,8 +105,9 @@ class GAN(StepModel):
 
     @property
     def terms(self):
-        penalties = (penalty.name for penalty in self.penalties)
-        return ("discriminator_loss", *penalties, "generator_loss")
+        names = ([one.name for one in self._penalties(kind)] for kind in (Penalty, GeneratorPenalty))
+        of_discriminator, of_generator = names
+        return ("discriminator_loss", *of_discriminator, "generator_loss", *of_generator)
 
     def updates(self):
         slices = self.discriminator_steps
@@ -128,9 +130,10 @@ class GAN(StepModel):
     def discriminator_objective(self, batch, training):
         """How well the discriminator tells real images from generated ones, and its penalties."""
         real, labels = self._images(batch), self._labels(batch)
-        latents = self._draw_latents(batch.size, training, use=0)
-        with variables.without_effects(self.generator.variables):  # it has its own update
-            fake = self.generator(inputs_of(latents, labels), training=training)
+        if (fake := batch.made.get("fake")) is None:
+            latents = self._draw_latents(batch.size, training, use=0)
+            with variables.without_effects(self.generator.variables):  # it has its own update
+                fake = self.generator(inputs_of(latents, labels), training=training)
         fake = tf.stop_gradient(tf.cast(fake, tf.float32))
         real_logits = self.discriminator(inputs_of(real, labels), training=training)
         fake_logits = self.discriminator(inputs_of(fake, labels), training=training)
@@ -141,7 +144,7 @@ class GAN(StepModel):
 
         loss = self.loss.discriminator(real_logits, fake_logits, batch.sample_weight)
         terms = {"discriminator_loss": _regularized(loss, self.discriminator)}
-        for number, penalty in enumerate(self.penalties):
+        for number, penalty in enumerate(self._penalties(Penalty)):
             seed = self._draw_seed(training, use=2 + number)
             terms[penalty.name] = penalty(critic, real, fake, seed)
         return Objective(terms)
@@ -158,7 +161,10 @@ class GAN(StepModel):
                 real = self._images(batch)
                 real_logits = self.discriminator(inputs_of(real, labels), training=training)
         loss = self.loss.generator(real_logits, fake_logits)
-        return Objective({"generator_loss": _regularized(loss, self.generator)})
+        terms = {"generator_loss": _regularized(loss, self.generator)}
+        for penalty in self._penalties(GeneratorPenalty):
+            terms[penalty.name] = penalty(latents, fake, labels)
+        return Objective(terms, made={"fake": fake})
 
     def after_step(self, batch):
         """Moves the average: w <- w - (1 - decay) (w - w'), with a shorter memory at the start.
@@ -271,6 +277,9 @@ class GAN(StepModel):
             )
         return labels.astype("int32")
 
+    def _penalties(self, kind):
+        return [penalty for penalty in self.penalties if isinstance(penalty, kind)]
+
     def _draw_seed(self, training, use):
         if training:
             return noise.draw_seed(self.seeds)
@@ -306,11 +315,11 @@ class GAN(StepModel):
                 "`losses.AdversarialLoss`."
             )
         for penalty in self.penalties:
-            if not isinstance(penalty, Penalty):
+            if not isinstance(penalty, Penalty | GeneratorPenalty):
                 raise TypeError(
                     f"`penalties` holds something else. Expected objects such as `losses.R1()`; "
                     f"received {penalty!r}. Make an object of its class, or derive your own from "
-                    "`losses.Penalty`."
+                    "`losses.Penalty` or `losses.GeneratorPenalty`."
                 )
         if len(set(self.terms)) < len(self.terms):
             raise ValueError(

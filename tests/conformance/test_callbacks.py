@@ -45,7 +45,7 @@ def averaging(optimizer):
 
 def test_validation_sees_the_averages_that_swap_ema_weights_puts_in_place(descriptor):
     """At its end `fit` leaves the averages in the model, so `evaluate` then says what to expect."""
-    x, y, _ = descriptor.batch
+    x, y, *_ = descriptor.batch
     results = []
     for callbacks in ([keras.callbacks.SwapEMAWeights()], []):
         optimizer = descriptor.compiled()["optimizer"]

@@ -33,7 +33,7 @@ def test_fit_trains_every_update_and_logs_its_terms(descriptor):
 
 def test_validation_and_evaluate_report_the_same(descriptor):
     model = descriptor.make()
-    x, y, _ = descriptor.batch
+    x, y, *_ = descriptor.batch
     history = fit(model, descriptor, validation_data=(x, y), validation_batch_size=10)
     logs = model.evaluate(**descriptor.data(), batch_size=10, verbose=0, return_dict=True)
     assert {f"val_{name}" for name in logs} <= set(history)
@@ -70,7 +70,7 @@ def test_one_trace_serves_a_whole_fit(descriptor):
 
 
 def test_every_kind_of_input_trains_alike(descriptor, reference):
-    x, y, _ = descriptor.batch
+    x, y, *_ = descriptor.batch
     arrays = (x,) if y is None else (x, y)
     batches = [keras.tree.map_structure(lambda a: a[i : i + 8], arrays) for i in (0, 8, 16)]
 

@@ -73,7 +73,7 @@ def test_bad_batch_stops_training_as_it_was_before_that_batch(descriptor, mode, 
     message = f"^The update '{first}' is not finite in step 1: .* {kind} values in its inputs"
     with pytest.raises(FloatingPointError, match=message):
         fit(model, spoiled(descriptor, {BATCH: value}))
-    x, y, _ = descriptor.batch
+    x, y, *_ = descriptor.batch
     head = descriptor._replace(batch=descriptor.batch._replace(x=x[:BATCH], y=rows(y)))
     fit(expected, head, epochs=1)
     assert equal(on_devices(model), on_devices(expected))
@@ -89,7 +89,7 @@ def rows(y):
 def test_bad_example_of_one_replica_stops_both(descriptor, two_replicas):
     with two_replicas.scope():
         model = make(descriptor, nonfinite="stop")
-    x, y, _ = descriptor.batch
+    x, y, *_ = descriptor.batch
     fit(model, descriptor, epochs=1)
     before = on_devices(model, two_replicas)
     second_half = spoiled(descriptor, {BATCH // 2: np.nan})

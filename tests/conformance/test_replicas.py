@@ -23,7 +23,7 @@ def train_on_two(descriptor, two_replicas, **arguments):
 
 
 def test_two_replicas_train_in_step_and_again_alike(descriptor, two_replicas, tmp_path):
-    x, y, _ = descriptor.batch
+    x, y, *_ = descriptor.batch
     model, history = train_on_two(descriptor, two_replicas, validation_data=(x, y))
     assert all(np.isfinite(values).all() for values in history.values())
     for variable in model.trainable_variables:

@@ -86,7 +86,7 @@ def logits(model, descriptor):
 def test_evaluation_is_the_weighted_mean_over_the_examples(descriptor, batch_size):
     model = descriptor.make()
     fit(model, descriptor, epochs=1)
-    x, y, _ = descriptor.batch
+    x, y, *_ = descriptor.batch
     logs = model.evaluate(
         x, y, batch_size=batch_size, sample_weight=WEIGHTS, verbose=0, return_dict=True
     )
@@ -112,7 +112,7 @@ def test_evaluation_is_the_weighted_mean_over_the_examples(descriptor, batch_siz
 def test_weighted_loss_is_the_cross_entropy_of_the_predictions(descriptor):
     model = descriptor.make()
     fit(model, descriptor, epochs=1)
-    x, y, _ = descriptor.batch
+    x, y, *_ = descriptor.batch
     logs = model.evaluate(x, y, batch_size=10, sample_weight=WEIGHTS, verbose=0, return_dict=True)
     outputs = np.float64(logits(model, descriptor))
     entropies = np.log(np.exp(outputs).sum(1)) - outputs[np.arange(24), CLASSES]
@@ -124,7 +124,7 @@ def test_weighted_loss_is_the_cross_entropy_of_the_predictions(descriptor):
 def test_each_output_has_weights_of_its_own():
     descriptor = named["AuxiliaryLoss"]
     model = descriptor.make()
-    x, y, _ = descriptor.batch
+    x, y, *_ = descriptor.batch
     logs = [
         model.evaluate(x, y, batch_size=10, sample_weight=w, verbose=0, return_dict=True)
         for w in (None, WEIGHTS, {"classes": np.ones(24), "sum": WEIGHTS})

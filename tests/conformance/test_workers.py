@@ -41,7 +41,7 @@ def test_two_workers_equal_one_process_and_resume(tmp_path, two_replicas):
         folder = tmp_path / descriptor.name
         with two_replicas.scope():
             model = descriptor.make()
-        x, y, _ = descriptor.batch
+        x, y, *_ = descriptor.batch
         history = fit(model, descriptor, validation_data=(x, y))
         logs = model.evaluate(**descriptor.data(), batch_size=10, verbose=0, return_dict=True)
         found = arrays(folder / "logs.npz")

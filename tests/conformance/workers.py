@@ -37,7 +37,7 @@ class Kill(keras.callbacks.Callback):
 
 def train(descriptor, out):
     """Two epochs in one go, with every file that a run may leave."""
-    x, y, _ = descriptor.batch
+    x, y, *_ = descriptor.batch
     model = descriptor.make()
     term = f"val_{model.terms[-1]}" if model.terms else "val_loss"
     callbacks = [
