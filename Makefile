@@ -17,6 +17,7 @@ bench: setup  ## compare speed: see tests/benchmarks/README.md
 	$(RUN) -m tests.benchmarks.frozen
 	$(RUN) -m tests.benchmarks.scaling
 	$(RUN) -m tests.benchmarks.resume
+	$(RUN) -m tests.benchmarks.gan --quality 120
 
 setup: .venv/ready  ## make .venv, once
 

@@ -4,14 +4,16 @@
     python examples/dcgan.py --smoke     # seconds: does it run at all?
     python examples/dcgan.py --dataset fashion_mnist --epochs 4 --out runs/full
 
-In `runs/dcgan/` it leaves `grid.png` and `training.gif` to look at, a sheet of every epoch,
+In `runs/dcgan/` it leaves `grid.png` and `training.gif` to look at, sheets of the epochs,
 `history.csv` and `history.png`, and the model, `gan.keras`. If killed, the same command resumes it.
 Draw more from it, and measure how good it is:
 
     customstep grid runs/dcgan/gan.keras --rows 10 --cols 10 --seed 1
     customstep evaluate runs/dcgan/gan.keras
 
-MEASURED
+Measured on two shared cores that compute in bfloat16: 116 s in all. The losses end near 0.69
+(discriminator) and 1.11 (generator); the picture is `assets/dcgan_grid.png`. On the whole of
+Fashion-MNIST, 4 epochs took 136 s (`assets/dcgan_120s.png`) and 20 took 681 s (`dcgan_600s.png`).
 
 The networks are small DCGANs (Radford, Metz and Chintala 2016, arXiv:1511.06434) that are told the
 class: the generator by scaling its noise, the discriminator by projection (Miyato and Koyama 2018,
@@ -125,7 +127,7 @@ def main(argv=None):
         shuffle=False,  # the data set shuffles itself
         callbacks=[
             resume,
-            customstep.SampleGrid(args.out, cols=10, seed=args.seed),
+            customstep.SampleGrid(args.out, cols=10, every=2, seed=args.seed),
             keras.callbacks.CSVLogger(args.out / "history.csv"),
         ],
     )
