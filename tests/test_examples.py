@@ -45,7 +45,7 @@ def dcgan_run(tmp_path_factory):
 def test_dcgan_leaves_what_it_promises(dcgan_run):
     out, history = dcgan_run
     assert np.isfinite(history["generator_loss"]).all()
-    sheets = {f"epoch_{epoch:04d}.png" for epoch in range(3)}
+    sheets = {f"epoch_{epoch:04d}.png" for epoch in (0, 2)}
     files = {"grid.png", "training.gif", "history.png", "history.csv", "gan.keras"}
     assert {path.name for path in out.iterdir()} == files | sheets | {"checkpoints"}
     with Image.open(out / "grid.png") as image:

@@ -21,7 +21,8 @@ def trained(layer, x, training=True):
 
 
 def pair(x, **arguments):
-    layers = [cls(**arguments) for cls in (keras.layers.BatchNormalization, FusedBatchNormalization)]
+    classes = keras.layers.BatchNormalization, FusedBatchNormalization
+    layers = [cls(**arguments) for cls in classes]
     for layer in layers:
         layer.build(x.shape)
         values = np.random.default_rng(1).uniform(0.5, 2, (len(layer.weights), x.shape[-1]))

@@ -105,8 +105,8 @@ class GAN(StepModel):
 
     @property
     def terms(self):
-        names = ([one.name for one in self._penalties(kind)] for kind in (Penalty, GeneratorPenalty))
-        of_discriminator, of_generator = names
+        of_discriminator = (penalty.name for penalty in self._penalties(Penalty))
+        of_generator = (penalty.name for penalty in self._penalties(GeneratorPenalty))
         return ("discriminator_loss", *of_discriminator, "generator_loss", *of_generator)
 
     def updates(self):
