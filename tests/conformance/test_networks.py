@@ -9,7 +9,7 @@ import pytest
 from keras import layers
 from keras.optimizers import Adam
 
-from customstep import GAN, StepModel, processing, schedules, selection, templates
+from customstep import GAN, OnePassGAN, StepModel, processing, schedules, selection, templates
 from customstep.templates import AuxiliaryLoss, PartiallyFrozen, Processed, ScheduledClassifier
 from tests.descriptors import CLASSES, FEATURES, IMAGES, LATENTS, equal, state
 
@@ -170,14 +170,14 @@ def functional_networks(num_classes=0):
     return keras.Model(inputs, x), keras.Model(judged, y)
 
 
-def gan(kind, num_classes=None):
+def gan(kind, num_classes=None, cls=GAN):
     if kind == "sequential":
         networks = sequential_networks()
     elif kind == "functional":
         networks = functional_networks(num_classes)
     else:
         networks = Generator(num_classes or 0), Discriminator(num_classes or 0)
-    return GAN(*networks, 3, num_classes=num_classes)
+    return cls(*networks, 3, num_classes=num_classes)
 
 
 # -- The table ------------------------------------------------------------------------------
@@ -252,6 +252,9 @@ CASES = {
         IMAGES[:5],
     ),
     "GAN": Case(gan, gan_compiled, (IMAGES, None), LATENTS),
+    "OnePassGAN": Case(
+        lambda kind: gan(kind, cls=OnePassGAN), gan_compiled, (IMAGES, None), LATENTS
+    ),
     # A network of two inputs cannot be sequential.
     "GAN-conditional": Case(
         lambda kind: gan(kind, 3),
@@ -295,7 +298,7 @@ def test_template_trains_and_goes_on_from_its_file(case, kind, tmp_path):
     assert equal(state(model), state(restored))
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("GAN")])
+@pytest.mark.parametrize("name", [name for name in CASES if "GAN" not in name])
 def test_kinds_of_the_same_layers_train_alike(name):
     """Functional, sequential and subclassed are three ways to write one model."""
     case = CASES[name]
