@@ -1,7 +1,5 @@
 """Layers that image networks want and Keras has not, or has slower."""
 
-import math
-
 import keras
 import tensorflow as tf
 
@@ -19,13 +17,14 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     normalization of a dozen operations and their gradients, which small networks on a CPU feel.
 
     It is fused over the last axis of `(batch, features)` and `(batch, height, width, channels)`,
-    with scale and centre; all else, such as `synchronized=True` or a mask, runs as in Keras.
+    with scale and centre; all else, such as `synchronized=True`, a mask or float64, runs as in
+    Keras.
     """
 
     def call(self, inputs, training=None, mask=None):
         fits = len(inputs.shape) in (2, 4) and self.axis in (-1, len(inputs.shape) - 1)
         is_plain = self.scale and self.center and not (self.synchronized or self.renorm)
-        if not fits or not is_plain or mask is not None:
+        if not fits or not is_plain or mask is not None or self.compute_dtype == "float64":
             return super().call(inputs, training=training, mask=mask)
         training = bool(training) and self.trainable
         moving = (self.moving_mean, self.moving_variance)
@@ -61,7 +60,8 @@ class MinibatchDeviation(keras.layers.Layer):
     notices when a generator makes all images alike. Karras et al. 2018 (arXiv:1710.10196), section
     3, where the group is the batch.
 
-    Groups are neighbours in the batch, as equal in size as the batch allows.
+    Groups are neighbours in the batch, as equal in size as the batch allows; on several replicas,
+    in the part of the batch that each of them sees.
 
     Args:
         group_size: about how many examples are a group, at least 2.
@@ -84,8 +84,9 @@ class MinibatchDeviation(keras.layers.Layer):
         self.group_size = group_size
 
     def call(self, inputs):
-        n = tf.shape(inputs)[0]
-        x = tf.reshape(tf.cast(inputs, tf.float32), (n, math.prod(inputs.shape[1:])))
+        shape = tf.shape(inputs)
+        n = shape[0]
+        x = tf.reshape(tf.cast(inputs, tf.float32), (n, tf.reduce_prod(shape[1:])))
         groups = tf.maximum(n // self.group_size, 1)
         group = tf.range(n) * groups // n  # which one each example belongs to
 

@@ -542,7 +542,8 @@ class ModeSeeking(GeneratorPenalty):
     Mao et al. 2019 (arXiv:1903.05628), equation 4, as the reciprocal that its authors minimize,
     here for each pair rather than for the means of a batch. |.| is the mean of absolute
     differences. Each image is paired with the next one of its class in the batch, whatever its
-    class where there are no labels; one that is alone of its class is left out.
+    class where there are no labels; one that is alone of its class is left out. On several replicas
+    the batch is the part that each of them sees.
 
     Args:
         weight: w, at least 0, for images in [-1, 1].

@@ -148,7 +148,7 @@ def _looked_at(model, before, update, objective, gradients):
     return names, [*tensors, *outcomes(statistics)]
 
 
-_DATA = ("inputs", "targets", "sample weights", "made tensors")  # the parts of a `Batch`
+_DATA = ("inputs", "targets", "sample weights", "results of earlier updates")  # the parts of a `Batch`
 
 
 def _count(nest):

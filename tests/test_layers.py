@@ -81,6 +81,37 @@ def test_groups_are_as_equal_as_the_batch_allows(n):
     assert len(sizes) == max(n // 4, 1) and sizes.max() - sizes.min() <= 1
 
 
+def test_images_of_any_size_have_a_deviation():
+    inputs = keras.Input((None, None, 2))
+    model = keras.Model(inputs, MinibatchDeviation()(inputs))
+    x = RNG.normal(size=(5, 3, 4, 2))
+    np.testing.assert_array_equal(model(x), MinibatchDeviation()(x))
+
+
+def test_an_empty_batch_spoils_visibly_or_nothing():
+    """NaN statistics are those that a step on replicas, one of them without examples, puts back."""
+    _, fused = pair(tf.ones((4, 5)))
+    fused(tf.zeros((0, 5)), training=True)
+    for statistic in (fused.moving_mean, fused.moving_variance):
+        assert np.isnan(statistic.numpy()).all()
+    assert MinibatchDeviation()(tf.zeros((0, 5))).shape == (0, 1)
+
+
+@pytest.mark.parametrize("layer", [FusedBatchNormalization(), MinibatchDeviation(4)])
+def test_layers_under_xla(layer):
+    x = tf.constant(RNG.normal(size=(9, 4, 4, 3)), tf.float32)
+    layer.build(x.shape)
+    compiled = tf.function(lambda x: layer(x, training=True), jit_compile=True)
+    np.testing.assert_allclose(compiled(x), layer(x, training=True), rtol=1e-4, atol=1e-5)
+
+
+def test_float64_is_normalized_as_in_keras():
+    x = tf.constant(RNG.normal(size=(6, 4)))
+    keras_layer, fused = pair(x, dtype="float64")
+    for one, other in zip(trained(fused, x), trained(keras_layer, x), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_equal_examples_have_a_finite_gradient():
     x = tf.ones((4, 3))
     with tf.GradientTape() as tape:
