@@ -82,6 +82,25 @@ def build_discriminator(channels, num_classes):
     return keras.Model([images, label], logits, name="discriminator")
 
 
+def build_gan(channels, num_classes, steps, steps_per_execution):
+    """The GAN, compiled for so many steps; it returns to Python after `steps_per_execution`."""
+    gan = customstep.OnePassGAN(
+        build_generator(channels, num_classes),
+        build_discriminator(channels, num_classes),
+        LATENT_DIM,
+        loss=losses.Hinge(),
+        penalties=[losses.ModeSeeking(MODE_SEEKING)],
+        ema_decay=EMA_DECAY,
+        num_classes=num_classes,
+    )
+    gan.compile(
+        {who: keras.optimizers.Adam(**BETAS) for who in ("discriminator", "generator")},
+        schedule_lr=LinearDecay(LEARNING_RATE, steps=steps),
+        steps_per_execution=steps_per_execution,
+    )
+    return gan
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -102,23 +121,7 @@ def main(argv=None):
     data, class_names = load_data(args.dataset, args.smoke)
     channels, num_classes = data.element_spec[0].shape[-1], len(class_names)
 
-    gan = customstep.OnePassGAN(
-        build_generator(channels, num_classes),
-        build_discriminator(channels, num_classes),
-        LATENT_DIM,
-        loss=losses.Hinge(),
-        penalties=[losses.ModeSeeking(MODE_SEEKING)],
-        ema_decay=EMA_DECAY,
-        num_classes=num_classes,
-    )
-    gan.compile(
-        {
-            "discriminator": keras.optimizers.Adam(LEARNING_RATE, **BETAS),
-            "generator": keras.optimizers.Adam(LEARNING_RATE, **BETAS),
-        },
-        schedule_lr=LinearDecay(LEARNING_RATE, steps=epochs * len(data)),
-        steps_per_execution=math.gcd(len(data), 24),  # fewer returns to Python
-    )
+    gan = build_gan(channels, num_classes, epochs * len(data), math.gcd(len(data), 24))
     resuming = dict(fresh=args.fresh, configuration={"dataset": args.dataset, "seed": args.seed})
     resume = customstep.Resume(args.out / "checkpoints", **resuming)
     history = gan.fit(

@@ -1,6 +1,6 @@
 """How fast and how good a GAN gets: the guide's, ours with its networks, and our recipe.
 
-    python -m tests.benchmarks.gan                  # speed, and where the time goes: 5 minutes
+    python -m tests.benchmarks.gan                  # speed, and where the time goes: 7 minutes
     python -m tests.benchmarks.gan --quality 120    # and what each makes of 120 seconds
     python -m tests.benchmarks.gan --quality 120 --dataset fashion_mnist --seeds 0 1 2
 
@@ -11,21 +11,22 @@ fit() with TensorFlow"), with its networks and settings; (b) is `OnePassGAN` wit
 
 import argparse
 import collections
+import dataclasses
 import functools
 import glob
-import importlib.util
 import math
 import pathlib
 import resource
+import runpy
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 
 import customstep  # before keras: it keeps TensorFlow's start-up lines off the screen
 import keras
 import tensorflow as tf
 from customstep import OnePassGAN, datasets, evaluation, features, precision
-from customstep.schedules import LinearDecay
 from keras import layers
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
@@ -34,6 +35,7 @@ from tests.benchmarks import timing
 ROUNDS = 4
 IMAGES = 7680  # trained on in a round
 SAMPLES = 10_000  # images that are judged
+EXAMPLE = pathlib.Path(__file__).parents[2] / "examples/dcgan.py"
 POLICY = "mixed_bfloat16" if precision.has_fast_bfloat16() else "float32"
 
 
@@ -41,7 +43,7 @@ POLICY = "mixed_bfloat16" if precision.has_fast_bfloat16() else "float32"
 
 
 class GuideGAN(keras.Model):
-    """The algorithm of the guide: a loss of noisy labels, one call of `fit`, no average."""
+    """The algorithm of the guide: noisy labels, images generated for each network, no average."""
 
     def __init__(self, generator, discriminator, latent_dim):
         super().__init__()
@@ -56,7 +58,8 @@ class GuideGAN(keras.Model):
         self.d_optimizer, self.g_optimizer = d_optimizer, g_optimizer
         self.loss_of = keras.losses.BinaryCrossentropy(from_logits=True)
 
-    def train_step(self, images):
+    def train_step(self, data):
+        images, _ = data
         n = tf.shape(images)[0]
         fake = self.generator(keras.random.normal((n, self.latent_dim), seed=self.noise))
         labels = tf.concat([tf.ones((n, 1)), tf.zeros((n, 1))], axis=0)
@@ -108,17 +111,24 @@ def guide_networks():
     return generator, discriminator, 128
 
 
+@dataclasses.dataclass(frozen=True)
 class Entry:
-    """One of the three: how to make it, on which data, and how to draw images from it."""
+    """One of the three: how to make it for so many steps, on which data, and how it draws."""
 
-    def __init__(self, letter, title, policy, batch_size, image_range, make, sample):
-        self.name, self.policy = f"({letter}) {title}", policy
-        self.batch_size, self.image_range = batch_size, image_range
-        self.make, self.sample = make, sample
+    letter: str
+    title: str
+    policy: str
+    batch_size: int
+    image_range: tuple
+    make: Callable
+    sample: Callable
+
+    @property
+    def name(self):
+        return f"({self.letter}) {self.title}, {self.policy}"
 
     def data(self, images, batch_size=None):
-        batches = images.batches(batch_size or self.batch_size, image_range=self.image_range)
-        return batches.map(lambda x, y: x) if self.name.startswith("(a)") else batches
+        return images.batches(batch_size or self.batch_size, image_range=self.image_range)
 
     def model(self, steps, seed=0):
         keras.utils.set_random_seed(seed)
@@ -145,68 +155,41 @@ def ours_with_guide_networks(steps):
 
 
 def recipe(steps):
-    """As `main` in the example, for so many steps."""
-    dcgan = example()
-    model = OnePassGAN(
-        dcgan.build_generator(1, 10),
-        dcgan.build_discriminator(1, 10),
-        dcgan.LATENT_DIM,
-        loss=customstep.losses.Hinge(),
-        penalties=[customstep.losses.ModeSeeking(dcgan.MODE_SEEKING)],
-        ema_decay=dcgan.EMA_DECAY,
-        num_classes=10,
-    )
-    adam = keras.optimizers.Adam
-    adams = {n: adam(dcgan.LEARNING_RATE, **dcgan.BETAS) for n in ("discriminator", "generator")}
-    schedule = LinearDecay(dcgan.LEARNING_RATE, steps=steps)
-    model.compile(adams, schedule_lr=schedule, steps_per_execution=8)
-    return model
-
-
-def example():
-    path = pathlib.Path(__file__).parents[2] / "examples/dcgan.py"
-    spec = importlib.util.spec_from_file_location("dcgan", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def entries():
-    ours = f"OnePassGAN, the guide's networks, {POLICY}"
-    return (
-        Entry("a", "the guide's step and networks", "float32", 64, (0, 1), guide, sample_guide),
-        Entry("b", ours, POLICY, 64, (0, 1), ours_with_guide_networks, draw),
-        Entry("c", f"examples/dcgan.py, {POLICY}", POLICY, 32, (-1, 1), recipe, draw),
-    )
+    build_gan = runpy.run_path(str(EXAMPLE))["build_gan"]
+    return build_gan(channels=1, num_classes=10, steps=steps, steps_per_execution=8)
 
 
 def draw(model):
     return model.sample(SAMPLES, seed=1)
 
 
+ENTRIES = (
+    Entry("a", "the guide's step and networks", "float32", 64, (0, 1), guide, sample_guide),
+    Entry("b", "its networks, OnePassGAN", POLICY, 64, (0, 1), ours_with_guide_networks, draw),
+    Entry("c", "examples/dcgan.py", POLICY, 32, (-1, 1), recipe, draw),
+)
+
+
 # -- Speed ----------------------------------------------------------------------------------
 
 
+def train(model, data, steps, callbacks=()):
+    batches = data.repeat().take(steps)
+    model.fit(batches, verbose=0, shuffle=False, callbacks=list(callbacks))
+
+
 def seconds_per_step(model, data, steps=None):
-    """The mean over `steps` steps of one `fit`, its first ones left out."""
-    steps = steps or _steps(data)
-    ends = []
-    stamp = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, logs: ends.append((batch, time.perf_counter()))
-    )
-    model.fit(data.repeat().take(steps), verbose=0, shuffle=False, callbacks=[stamp])
-    (first, start), (last, stop) = ends[2], ends[-1]
-    return (stop - start) / (last - first)
+    """The mean over so many steps, or over those that see `IMAGES`."""
+    return timing.seconds_per_step(functools.partial(train, model, data, steps or _steps(data)))
 
 
 def _steps(data):
-    batch = keras.tree.flatten(data.element_spec)[0]
-    return IMAGES // batch.shape[0]
+    return IMAGES // data.element_spec[0].shape[0]
 
 
 def compare_speed(images):
-    """Images a second of each, by turns; returns the recipe's model and its seconds a step."""
-    runs = [(entry, entry.model(10_000), entry.data(images)) for entry in entries()]
+    """Images a second of each, by turns; returns the entries, each with its model and data."""
+    runs = [(entry, entry.model(10_000), entry.data(images)) for entry in ENTRIES]
     rates = collections.defaultdict(list)
     for number in range(ROUNDS + 1):  # the first one traces
         for entry, model, data in runs if number % 2 else reversed(runs):
@@ -284,7 +267,7 @@ def profile(model, data):
     seconds_per_step(model, data)
     with tempfile.TemporaryDirectory() as folder:
         tf.profiler.experimental.start(folder)
-        model.fit(data.repeat().take(_steps(data)), verbose=0, shuffle=False)
+        train(model, data, _steps(data))
         tf.profiler.experimental.stop()
         [path] = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
         seconds = _by_kind(pathlib.Path(path).read_bytes())
@@ -315,13 +298,20 @@ def _kind(path, kind):
     return KINDS[2] if depth else KINDS[4]
 
 
+def seconds_to_read(data, batches=2000):
+    """Of one batch, where nothing else is done; the start of the reading is not among them."""
+    batches_read = iter(data.repeat().take(batches + 1))
+    next(batches_read)
+    start = time.perf_counter()
+    for _ in batches_read:
+        pass
+    return (time.perf_counter() - start) / batches
+
+
 def print_profile(entry, model, data, peak):
     step = seconds_per_step(model, data)
     work = operations(model, data)
-    start = time.perf_counter()
-    for _ in data.repeat().take(_steps(data)):
-        pass
-    reading = (time.perf_counter() - start) / _steps(data)
+    reading = seconds_to_read(data)
     print(f"\n{entry.name}: {1e3 * step:.2f} ms a step of {entry.batch_size} images")
     print(
         f"  {work / 1e9:.2f} G operations, at the peak of {peak / 1e9:.0f} G/s "
@@ -360,30 +350,28 @@ def compare_quality(dataset, seconds, seeds, data_dir, letters):
     images = datasets.read_images(dataset, data_dir=data_dir)
     test = datasets.read_images(dataset, "test", data_dir=data_dir)
     real = features.extract(test.images)
-    train = features.extract(images.images[:SAMPLES])
-    print(f"\n{seconds:.0f} s of training on {dataset}; {SAMPLES:,} images against "
-          f"{len(test.labels):,} test images")
+    other_real = features.extract(images.images[:SAMPLES])
+    print(
+        f"\n{seconds:.0f} s of training on {dataset}; {SAMPLES:,} images against "
+        f"{len(test.labels):,} test images"
+    )
     print("| run | seed | time | images seen | Frechet | precision | recall | classes | as asked |")
     print("|---|---|---|---|---|---|---|---|---|")
-    _print_quality("real training images", "", "", "", evaluation.evaluate(train, real))
-    for entry in entries():
-        if entry.name[1] not in letters:
-            continue
+    _print_quality("real training images", "", "", "", evaluation.evaluate(other_real, real))
+    for entry in (entry for entry in ENTRIES if entry.letter in letters):
+        data = entry.data(images)
+        probe = entry.model(10_000)
+        seconds_per_step(probe, data)
+        steps = int(seconds / seconds_per_step(probe, data, 4 * _steps(data)))
         for seed in seeds:
-            probe, data = entry.model(1000), entry.data(images)
-            seconds_per_step(probe, data)
-            steps = max(int(seconds / seconds_per_step(probe, data)), 8)
             model = entry.model(steps, seed)
-            took = timing.seconds(functools.partial(_train, model, data.repeat().take(steps)))
+            took = timing.seconds(functools.partial(train, model, data, steps))
             made = features.extract(entry.sample(model), image_range=entry.image_range)
-            labels = None if entry.name[1] != "c" else [n % 10 for n in range(SAMPLES)]
+            classes = getattr(model, "num_classes", None)  # `sample` takes them in turn
+            labels = [n % classes for n in range(SAMPLES)] if classes else None
             found = evaluation.evaluate(made, real, labels=labels)
             seen = f"{steps * entry.batch_size:,}"
             _print_quality(entry.name, seed, f"{took:.0f} s", seen, found)
-
-
-def _train(model, data, callbacks):
-    model.fit(data, verbose=0, shuffle=False, callbacks=callbacks)
 
 
 def _print_quality(name, seed, took, seen, found):

@@ -7,21 +7,32 @@ import keras
 
 
 class _Clock(keras.callbacks.Callback):
-    """The time from the end of the first execution, of one step or several, to that of the last."""
+    """When each execution, of one step or several, ended, and with which step."""
 
     def __init__(self):
         super().__init__()
         self.ends = []
 
     def on_train_batch_end(self, batch, logs=None):
-        self.ends.append(time.perf_counter())
+        self.ends.append((batch, time.perf_counter()))
 
 
 def seconds(fit):
-    """How long `fit(callbacks)` trains, its first step left out."""
+    """How long `fit(callbacks)` trains, its first execution left out."""
+    (_, start), *_, (_, stop) = _ends(fit)
+    return stop - start
+
+
+def seconds_per_step(fit):
+    """The mean over the steps of `fit(callbacks)`, its first execution left out."""
+    (first, start), *_, (last, stop) = _ends(fit)
+    return (stop - start) / (last - first)
+
+
+def _ends(fit):
     clock = _Clock()
     fit([clock])
-    return clock.ends[-1] - clock.ends[0]
+    return clock.ends
 
 
 def ratios(ours, theirs, rounds):
