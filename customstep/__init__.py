@@ -8,6 +8,7 @@ from customstep import (
     checkpoints,
     conditions,
     datasets,
+    divergences,
     evaluation,
     features,
     files,
@@ -17,6 +18,7 @@ from customstep import (
     latents,
     layers,
     losses,
+    noise,
     pictures,
     precision,
     processing,
@@ -28,24 +30,42 @@ from customstep import (
     streams,
 )
 from customstep.callbacks import Quality, Resume, SampleGrid, Unfreeze
-from customstep.curves import plot_history
+from customstep.curves import plot_history, plot_runs
 from customstep.datasets import load_images, read_images
 from customstep.inspection import inspect
 from customstep.scripts import run
 from customstep.step import Batch, Objective, StepModel, Update
+from customstep.stochastic import StochasticStep
 from customstep.templates import (
     GAN,
+    VAE,
+    AdaptiveGAN,
     AuxiliaryLoss,
+    CycleGAN,
+    Diffusion,
+    Distillation,
+    MaskedAutoencoder,
+    MeanTeacher,
+    MetricLearning,
     OnePassGAN,
     PartiallyFrozen,
     Processed,
     ScheduledClassifier,
+    SimCLR,
 )
 
 __all__ = [
     "GAN",
+    "VAE",
+    "AdaptiveGAN",
     "AuxiliaryLoss",
     "Batch",
+    "CycleGAN",
+    "Diffusion",
+    "Distillation",
+    "MaskedAutoencoder",
+    "MeanTeacher",
+    "MetricLearning",
     "Objective",
     "OnePassGAN",
     "PartiallyFrozen",
@@ -54,13 +74,16 @@ __all__ = [
     "Resume",
     "SampleGrid",
     "ScheduledClassifier",
+    "SimCLR",
     "StepModel",
+    "StochasticStep",
     "Unfreeze",
     "Update",
     "callbacks",
     "checkpoints",
     "conditions",
     "datasets",
+    "divergences",
     "evaluation",
     "features",
     "files",
@@ -72,8 +95,10 @@ __all__ = [
     "layers",
     "load_images",
     "losses",
+    "noise",
     "pictures",
     "plot_history",
+    "plot_runs",
     "precision",
     "processing",
     "read_images",

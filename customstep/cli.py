@@ -8,6 +8,7 @@ the user's own, and keeps the traceback of what is not raised here.
 
 import argparse
 import contextlib
+import math
 import os
 import pathlib
 import re
@@ -60,7 +61,7 @@ def _grid(commands):
     """Adds `customstep grid`."""
     parser = commands.add_parser(
         "grid",
-        help="draw a sheet of samples of a saved GAN",
+        help="draw a sheet of samples of a saved GAN, VAE or diffusion model",
         description="Draw a sheet of samples of a saved GAN as a PNG file. The same model, seed\n"
         "and layout give the same picture; the file itself records them as metadata.",
         epilog="""\
@@ -96,6 +97,7 @@ examples:
         help="images across (default: %(default)s)",
     )
     _add_seed(parser)
+    _add_temperature(parser)
     parser.add_argument(
         "--padding",
         type=whole(0),
@@ -205,6 +207,7 @@ examples:
         help="how many images to generate (default: %(default)s)",
     )
     _add_seed(parser)
+    _add_temperature(parser)
     parser.add_argument(
         "--network",
         type=pathlib.Path,
@@ -258,6 +261,26 @@ examples:
     parser.set_defaults(run=_run_launch, parser=parser)
 
 
+def _add_temperature(parser):
+    parser.add_argument(
+        "--temperature",
+        type=_temperature,
+        default=1.0,
+        metavar="T",
+        help="deviation of the noise: below 1 more typical and less varied (default: %(default)s)",
+    )
+
+
+def _temperature(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0; received '{text}'")
+    return value
+
+
 def _add_seed(parser):
     parser.add_argument(
         "--seed",
@@ -293,7 +316,9 @@ def _run_grid(arguments):
             f"received '{arguments.out}'. Change --out."
         )
     with _writable(arguments.out) as temporary:  # found out now, not after 10,000 samples
-        points = _latents(gan, rows, cols, arguments.seed, arguments.interpolate)
+        points = arguments.temperature * _latents(
+            gan, rows, cols, arguments.seed, arguments.interpolate
+        )
         labels = None if classes is None else np.resize(classes, rows).repeat(cols)
         sheet = _sheet(gan, points, labels, cols, (height, width), **layout)
         metadata = {
@@ -303,6 +328,7 @@ def _run_grid(arguments):
             "rows": rows,
             "cols": cols,
             "interpolate": arguments.interpolate,
+            "temperature": arguments.temperature,
         }
         if classes is not None:
             metadata["labels"] = ",".join(map(str, classes))
@@ -326,7 +352,12 @@ def _run_evaluate(arguments):
     train = train and real(train)[0]
     classes = getattr(gan, "num_classes", None)
     labels = None if classes is None else np.arange(arguments.samples) % classes
-    images = gan.sample(arguments.samples, seed=arguments.seed, labels=labels)
+    images = gan.sample(
+        arguments.samples,
+        seed=arguments.seed,
+        labels=labels,
+        temperature=arguments.temperature,
+    )
     generated = features.extract(images, network, image_range=gan.image_range)
     if test.labels is None or np.mean(test.labels == classes_of_data) < 0.5:
         labels = None  # the network knows other classes than the data have
@@ -386,10 +417,11 @@ def _run_inspect(arguments):
 
 def _load_gan(path):
     gan = _load_model(path)
-    if not all(hasattr(gan, name) for name in ("latents", "sample", "image_range")):
+    if not all(hasattr(gan, name) for name in ("latents", "generate", "sample", "image_range")):
         raise ValueError(
-            f"The model '{path}' is not a GAN. Expected one with `latents`, `sample` and "
-            f"`image_range`; received {type(gan).__name__}. Pass a saved `customstep.GAN`."
+            f"The model '{path}' makes no images. Expected one with `latents`, `generate`, "
+            f"`sample` and `image_range`; received {type(gan).__name__}. Pass a saved "
+            "`customstep.GAN`, `VAE` or `Diffusion`."
         )
     return gan
 
@@ -461,7 +493,7 @@ def _sheet_size(gan, rows, cols, padding, scale):
 
 
 def _latents(gan, rows, cols, seed, interpolate):
-    """`(rows * cols, latent_dim)`, row by row."""
+    """Noise of all images, row by row: float32 `(rows * cols, *gan.latent_shape)`."""
     if not interpolate:
         return gan.latents(rows * cols, seed)
     if cols < 2:
@@ -469,8 +501,9 @@ def _latents(gan, rows, cols, seed, interpolate):
             f"A path needs both its ends. Expected at least 2 columns with --interpolate; received "
             f"--cols {cols}. Raise --cols."
         )
-    start, end = np.split(gan.latents(2 * rows, seed), 2)
-    return np.concatenate(latents.slerp(start, end, cols))  # of (rows, cols, latent_dim)
+    ends = gan.latents(2 * rows, seed)
+    paths = latents.slerp(*np.split(ends.reshape(2 * rows, -1), 2), cols)  # (rows, cols, length)
+    return paths.reshape(-1, *ends.shape[1:])
 
 
 def _sheet(gan, points, labels, cols, size, padding, scale):
@@ -480,9 +513,8 @@ def _sheet(gan, points, labels, cols, size, padding, scale):
     step = max(1, _BLOCK // cols) * cols
     for first in range(0, len(points), step):
         part = slice(first, first + step)
-        inputs = points[part] if labels is None else [points[part], labels[part]]
         strip = grids.contact_sheet(
-            gan.predict(inputs, batch_size=256, verbose=0),
+            gan.generate(points[part], None if labels is None else labels[part]),
             cols=cols,
             padding=padding,
             scale=scale,

@@ -172,7 +172,9 @@ class CompiledModel(PersistentModel):
 
     @property
     def step(self):
-        """The number of steps done, a float32 scalar, for schedules and conditions in the graph."""
+        """The number of steps done, as a float32 scalar for schedules in the graph."""
+        if not self.compiled:
+            return tf.constant(0.0)
         return tf.cast(self.step_state.variables["step"].value, tf.float32)
 
     @property

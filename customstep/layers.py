@@ -3,9 +3,9 @@
 import keras
 import tensorflow as tf
 
-from customstep.checks import check_integer
+from customstep.checks import check_integer, check_number
 
-__all__ = ["FusedBatchNormalization", "MinibatchDeviation"]
+__all__ = ["FusedBatchNormalization", "GradientReversal", "MinibatchDeviation"]
 
 
 @keras.saving.register_keras_serializable("customstep")
@@ -49,6 +49,41 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
                 value = tf.cast(value, average.dtype)
                 average.assign(average * self.momentum + value * (1.0 - self.momentum))
         return outputs if len(inputs.shape) == 4 else outputs[:, 0, 0, :]
+
+
+@keras.saving.register_keras_serializable("customstep")
+class GradientReversal(keras.layers.Layer):
+    """Its input as it is, and on the way back -w times the gradient.
+
+    What lies behind it learns its task, what lies before it learns to make that impossible: with
+    the task of telling two domains apart, features that are the same in both. Ganin et al. 2016
+    (arXiv:1505.07818), section 4.2.
+
+    Args:
+        weight: w, at least 0.
+        **kwargs: as for any layer.
+
+    Raises:
+        ValueError: the weight is out of its range.
+
+    Example:
+
+        domain = keras.layers.Dense(1)(GradientReversal(0.3)(features))
+    """
+
+    def __init__(self, weight=1.0, **kwargs):
+        super().__init__(**kwargs)
+        check_number("weight", weight, "[0, inf)")
+        self.weight = weight
+
+    def call(self, inputs):
+        return (1 + self.weight) * tf.stop_gradient(inputs) - self.weight * inputs
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "weight": self.weight}
 
 
 @keras.saving.register_keras_serializable("customstep")

@@ -40,12 +40,14 @@ __all__ = [
     "least_squares_generator_loss",
     "non_saturating_discriminator_loss",
     "non_saturating_generator_loss",
+    "regularized",
     "relativistic_discriminator_loss",
     "relativistic_generator_loss",
     "saturating_discriminator_loss",
     "saturating_generator_loss",
     "wasserstein_discriminator_loss",
     "wasserstein_generator_loss",
+    "weighted_mean",
 ]
 
 
@@ -71,7 +73,7 @@ def non_saturating_discriminator_loss(
     """
     real_logits = tf.cast(real_logits, tf.float32)
     real = tf.nn.softplus(-real_logits) + label_smoothing * real_logits
-    return _mean(real, sample_weight) + _mean(_softplus(fake_logits))
+    return weighted_mean(real, sample_weight) + weighted_mean(_softplus(fake_logits))
 
 
 def non_saturating_generator_loss(fake_logits):
@@ -83,7 +85,7 @@ def non_saturating_generator_loss(fake_logits):
     Returns:
         float32 scalar.
     """
-    return _mean(_softplus(-fake_logits))
+    return weighted_mean(_softplus(-fake_logits))
 
 
 saturating_discriminator_loss = non_saturating_discriminator_loss
@@ -100,7 +102,7 @@ def saturating_generator_loss(fake_logits):
     Returns:
         float32 scalar, at most 0.
     """
-    return -_mean(_softplus(fake_logits))
+    return -weighted_mean(_softplus(fake_logits))
 
 
 def hinge_discriminator_loss(real_logits, fake_logits, sample_weight=None):
@@ -117,12 +119,12 @@ def hinge_discriminator_loss(real_logits, fake_logits, sample_weight=None):
         float32 scalar.
     """
     real, fake = tf.cast(real_logits, tf.float32), tf.cast(fake_logits, tf.float32)
-    return _mean(tf.nn.relu(1 - real), sample_weight) + _mean(tf.nn.relu(1 + fake))
+    return weighted_mean(tf.nn.relu(1 - real), sample_weight) + weighted_mean(tf.nn.relu(1 + fake))
 
 
 def hinge_generator_loss(fake_logits):
     """-E[D(G(z))]: Miyato et al. 2018, equation 17. See `hinge_discriminator_loss`."""
-    return -_mean(fake_logits)
+    return -weighted_mean(fake_logits)
 
 
 def least_squares_discriminator_loss(real_logits, fake_logits, sample_weight=None):
@@ -139,12 +141,12 @@ def least_squares_discriminator_loss(real_logits, fake_logits, sample_weight=Non
         float32 scalar.
     """
     real, fake = tf.cast(real_logits, tf.float32), tf.cast(fake_logits, tf.float32)
-    return _mean((real - 1) ** 2, sample_weight) / 2 + _mean(fake**2) / 2
+    return weighted_mean((real - 1) ** 2, sample_weight) / 2 + weighted_mean(fake**2) / 2
 
 
 def least_squares_generator_loss(fake_logits):
     """E[(D(G(z)) - 1)^2] / 2: Mao et al. 2016, equation 9. See its discriminator loss."""
-    return _mean((tf.cast(fake_logits, tf.float32) - 1) ** 2) / 2
+    return weighted_mean((tf.cast(fake_logits, tf.float32) - 1) ** 2) / 2
 
 
 def wasserstein_discriminator_loss(real_logits, fake_logits, sample_weight=None):
@@ -161,12 +163,12 @@ def wasserstein_discriminator_loss(real_logits, fake_logits, sample_weight=None)
     Returns:
         float32 scalar.
     """
-    return _mean(fake_logits) - _mean(real_logits, sample_weight)
+    return weighted_mean(fake_logits) - weighted_mean(real_logits, sample_weight)
 
 
 def wasserstein_generator_loss(fake_logits):
     """-E[D(G(z))]: Arjovsky, Chintala and Bottou 2017, algorithm 1. See the critic's loss."""
-    return -_mean(fake_logits)
+    return -weighted_mean(fake_logits)
 
 
 def relativistic_discriminator_loss(real_logits, fake_logits, sample_weight=None):
@@ -184,7 +186,7 @@ def relativistic_discriminator_loss(real_logits, fake_logits, sample_weight=None
         float32 scalar.
     """
     real, fake = tf.cast(real_logits, tf.float32), tf.cast(fake_logits, tf.float32)
-    return _mean(tf.nn.softplus(fake - real), sample_weight)
+    return weighted_mean(tf.nn.softplus(fake - real), sample_weight)
 
 
 def relativistic_generator_loss(real_logits, fake_logits):
@@ -198,7 +200,7 @@ def relativistic_generator_loss(real_logits, fake_logits):
         float32 scalar.
     """
     real, fake = tf.cast(real_logits, tf.float32), tf.cast(fake_logits, tf.float32)
-    return _mean(tf.nn.softplus(real - fake))
+    return weighted_mean(tf.nn.softplus(real - fake))
 
 
 # -- The pairs, as templates take them ------------------------------------------------------
@@ -575,16 +577,40 @@ class ModeSeeking(GeneratorPenalty):
         )
 
 
-# -- Helpers --------------------------------------------------------------------------------
+# -- Means over a batch ---------------------------------------------------------------------
 
 
-def _mean(values, sample_weight=None):
-    """The mean over a batch `(batch, ...)`, each example times its weight, as Keras's losses do."""
+def regularized(loss, *networks):
+    """The loss and what the regularizers of networks add, as in a compiled loss.
+
+    Args:
+        loss: float scalar.
+        *networks: `keras.Model` or layers, called just now.
+
+    Returns:
+        Float scalar.
+    """
+    for network in networks:
+        for term in network.losses:
+            loss += tf.cast(term, loss.dtype)
+    return loss
+
+
+def weighted_mean(values, sample_weight=None):
+    """The mean over a batch, each example times its weight, as Keras's losses have it.
+
+    Args:
+        values: float `(batch, ...)`.
+        sample_weight: float `(batch,)` or `(batch, 1)`, or None.
+
+    Returns:
+        float32 scalar.
+    """
     values = tf.cast(values, tf.float32)
-    if sample_weight is None:
-        return tf.reduce_mean(values)
     values = tf.reduce_mean(tf.reshape(values, (tf.shape(values)[0], -1)), axis=1)
-    return tf.reduce_mean(values * tf.reshape(tf.cast(sample_weight, tf.float32), (-1,)))
+    if sample_weight is not None:
+        values *= tf.reshape(tf.cast(sample_weight, tf.float32), (-1,))
+    return tf.reduce_mean(values)
 
 
 def _softplus(logits):

@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from customstep import noise
-from customstep.checks import as_array, check_integer
+from customstep.checks import as_array, check_integer, check_number
 from customstep.saving import SavedDataclass
 
 __all__ = [
@@ -32,11 +32,16 @@ __all__ = [
     "OneHot",
     "Processor",
     "RandomFlip",
+    "RandomIntensity",
+    "RandomResizedCrop",
     "RandomShift",
     "Shift",
     "Softmax",
     "StandardizeTargets",
+    "augmented",
     "box_mask",
+    "check_processors",
+    "crop",
     "mix_targets",
     "shift",
 ]
@@ -81,6 +86,34 @@ class Processor(SavedDataclass):
     def outputs(self, outputs):
         """What `predict` returns for outputs of the model: by default the outputs."""
         return outputs
+
+
+def augmented(batch, processors, seed):
+    """The batch after the `train` of every processor, each with a seed of its own.
+
+    Args:
+        batch: `Batch`.
+        processors: sequence of `Processor`.
+        seed: int64 `(2,)`.
+
+    Returns:
+        `Batch`.
+    """
+    for processor, its_seed in zip(processors, noise.split(seed, len(processors))):
+        batch = processor.train(batch, its_seed)
+    return batch
+
+
+def check_processors(name, processors):
+    """A tuple of processors; raises a `TypeError` where something else is among them."""
+    for processor in (processors := tuple(keras.tree.flatten(processors))):
+        if not isinstance(processor, Processor):
+            raise TypeError(
+                f"`{name}` holds something else. Expected processors such as "
+                f"`processing.RandomFlip()`; received {processor!r}. Make an object of its class, "
+                "or derive your own from `processing.Processor`."
+            )
+    return processors
 
 
 # -- Inputs ---------------------------------------------------------------------------------
@@ -157,6 +190,67 @@ class RandomFlip(Processor):
         _check_images(self, batch.x)
         heads = noise.uniform((batch.size, 1, 1, 1), seed) < 0.5
         return batch._replace(x=tf.where(heads, tf.reverse(batch.x, [2]), batch.x))
+
+
+@keras.saving.register_keras_serializable("customstep")
+@dataclasses.dataclass(frozen=True)
+class RandomResizedCrop(Processor):
+    """Cuts a part out of every training image and enlarges it to the whole size.
+
+    The part has the image's proportions, a random area and a random place. Szegedy et al. 2015
+    (arXiv:1409.4842, section 6), who also vary the proportions; what Chen et al. 2020
+    (arXiv:2002.05709, section 3.1) find to matter most for contrastive learning. Pixels between
+    pixels are interpolated linearly.
+
+    Args:
+        min_area: in `(0, 1]`, the smallest area of the part, as a share of the image's.
+
+    Raises:
+        ValueError: `min_area` is out of range, or `x` are not images of floats.
+    """
+
+    min_area: float = 0.3
+
+    def __post_init__(self):
+        check_number("min_area", self.min_area, "(0, 1]")
+
+    def train(self, batch, seed):
+        _check_images(self, batch.x)
+        _check_floats("x", batch.x, "Normalize(mean, std)")
+        area, top, left = tf.unstack(noise.uniform((3, batch.size), seed))
+        side = tf.sqrt(self.min_area + (1 - self.min_area) * area)
+        return batch._replace(x=crop(batch.x, side, top, left))
+
+
+@keras.saving.register_keras_serializable("customstep")
+@dataclasses.dataclass(frozen=True)
+class RandomIntensity(Processor):
+    """Changes contrast and brightness of every training image: a (x - m) + m + b, m its mean.
+
+    The part of the colour jitter that gray images can have (Howard 2013, arXiv:1312.5402).
+
+    Args:
+        contrast: in `[0, 1]`; a is uniform in `[1 - contrast, 1 + contrast]`.
+        brightness: at least 0; b is uniform in `[-brightness, brightness]`, in units of `x`.
+
+    Raises:
+        ValueError: a number is out of range, or `x` are not images of floats.
+    """
+
+    contrast: float = 0.4
+    brightness: float = 0.2
+
+    def __post_init__(self):
+        check_number("contrast", self.contrast, "[0, 1]")
+        check_number("brightness", self.brightness, "[0, inf)")
+
+    def train(self, batch, seed):
+        _check_images(self, batch.x)
+        _check_floats("x", batch.x, "Normalize(mean, std)")
+        draws = tf.cast(2 * noise.uniform((2, batch.size, 1, 1, 1), seed) - 1, batch.x.dtype)
+        mean = tf.reduce_mean(batch.x, axis=(1, 2, 3), keepdims=True)
+        contrast = 1 + self.contrast * draws[0]
+        return batch._replace(x=contrast * (batch.x - mean) + mean + self.brightness * draws[1])
 
 
 @keras.saving.register_keras_serializable("customstep")
@@ -458,6 +552,32 @@ def shift(images, dy, dx):
 
     images = tf.gather(images, sources(height, dy), axis=1, batch_dims=1)
     return tf.gather(images, sources(width, dx), axis=2, batch_dims=1)
+
+
+def crop(images, side, top, left):
+    """A part of every image, enlarged to the size of the whole by linear interpolation.
+
+    Args:
+        images: float `(batch, height, width, channels)`.
+        side: float32 `(batch,)` in `(0, 1]`, height and width of the part, as shares of the
+            image's.
+        top, left: float32 `(batch,)` in `[0, 1]`, its place: 0 is at the upper or left edge, 1 at
+            the other one.
+
+    Returns:
+        As `images`.
+    """
+    _, height, width, _ = keras.ops.shape(images)
+
+    def weights(length, start):  # of every source pixel in every pixel of the part
+        pixels = tf.range(length, dtype=tf.float32)
+        room = (1 - side) * tf.cast(length, tf.float32)
+        places = (pixels + 0.5) * side[:, None] + (start * room)[:, None] - 0.5
+        places = tf.clip_by_value(places, 0.0, pixels[-1])
+        return tf.cast(tf.nn.relu(1 - tf.abs(places[..., None] - pixels)), images.dtype)
+
+    images = tf.einsum("bij,bjkc->bikc", weights(height, top), images)
+    return tf.einsum("bij,bkjc->bkic", weights(width, left), images)
 
 
 def _blend(values, partner, share):

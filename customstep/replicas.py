@@ -18,6 +18,7 @@ __all__ = [
     "cond",
     "count",
     "every",
+    "gathered",
     "index",
     "is_chief",
     "join",
@@ -25,6 +26,7 @@ __all__ = [
     "meet",
     "of_examples",
     "parts",
+    "places",
     "several_workers",
     "share",
     "specification",
@@ -106,6 +108,25 @@ def total(tensors):
         return list(tensors)
     replica = tf.distribute.get_replica_context()
     return replica.all_reduce(tf.distribute.ReduceOp.SUM, list(tensors))
+
+
+def places(size):
+    """Numbers for the examples of this replica's part, which no other replica has.
+
+    Args:
+        size: the number of examples, an int or an int scalar.
+
+    Returns:
+        int64 `(size,)`.
+    """
+    return tf.range(tf.cast(size, tf.int64)) + 2**32 * index()
+
+
+def gathered(tensor):
+    """The rows of a tensor on all replicas, joined along its first axis; gradients flow back."""
+    if count() == 1:
+        return tensor
+    return tf.distribute.get_replica_context().all_gather(tensor, axis=0)
 
 
 def whole_gradients(gradients):

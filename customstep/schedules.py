@@ -4,6 +4,9 @@ A schedule receives the number of descents its optimizer has done, a float32 sca
 the rate of the next one. Any callable will do, those of `keras.optimizers.schedules` too. The ones
 here are saved with the model, say what is wrong with their arguments, and go on beyond their last
 step at the rate they ended with. They take whole arrays of steps as well, to draw the curve.
+
+The weight of a loss may be such a callable, too; one that grows from 0 to w over n steps is
+`keras.optimizers.schedules.PolynomialDecay(0.0, n, w)`.
 """
 
 import dataclasses
@@ -14,7 +17,7 @@ import tensorflow as tf
 
 from customstep.checks import check_integer, check_number
 from customstep.saving import SavedDataclass
-from customstep.stateful import StatefulSchedule, moving_mean
+from customstep.stateful import BoundSchedule, StatefulSchedule, moving_mean
 
 __all__ = [
     "ExponentialDecay",
@@ -23,6 +26,8 @@ __all__ = [
     "ReduceOnPlateau",
     "StepDecay",
     "WarmupCosine",
+    "check_weight",
+    "weight_at",
 ]
 
 
@@ -283,6 +288,33 @@ class ReduceOnPlateau(StatefulSchedule):
 
     def __call__(self, step, state):
         return state["rate"]
+
+
+def check_weight(name, weight):
+    """Raises an error unless a term's weight is a number of at least 0, or a schedule of such."""
+    if isinstance(weight, StatefulSchedule):
+        raise ValueError(
+            f"`{name}` depends on what was measured. Expected a number or a callable of the step "
+            f"alone; received {weight!r}. Use a schedule such as "
+            "`customstep.schedules.LinearDecay`, or a function of the step."
+        )
+    if callable(weight):
+        BoundSchedule(weight).check(name, "[0, inf)")
+    else:
+        check_number(name, weight, "[0, inf)")
+
+
+def weight_at(weight, step):
+    """What a term weighs at a step.
+
+    Args:
+        weight: number, or callable `step -> weight` of a float32 scalar.
+        step: number or scalar, how many steps are done.
+
+    Returns:
+        Scalar of `keras.config.floatx()`.
+    """
+    return tf.cast(weight(_float(step)) if callable(weight) else weight, keras.config.floatx())
 
 
 def _float(step):

@@ -1,10 +1,10 @@
 """What a script that is run from the command line needs: a user's mistake is one line.
 
-    parser = scripts.Parser(description=__doc__)
-    parser.add_argument("--epochs", type=scripts.whole(1), default=8)
-    parser.add_argument("--out", type=scripts.folder, default="runs/mine")
-    parser.add_argument("--seed", type=scripts.seed, default=0)
-    ...
+    def main(argv=None):
+        parser = scripts.training_parser(__doc__, epochs=8, out="runs/mine")
+        args = scripts.begin(parser, argv)  # --epochs, --out, --seed and more are read
+        ...
+
     if __name__ == "__main__":
         customstep.run(main)
 """
@@ -15,7 +15,11 @@ import os
 import pathlib
 import sys
 
-__all__ = ["Parser", "folder", "run", "seed", "whole"]
+import keras
+
+from customstep import precision
+
+__all__ = ["Parser", "begin", "folder", "run", "seed", "training_parser", "whole"]
 
 
 def run(main, *, prog=None, mistakes=()):
@@ -106,6 +110,49 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def training_parser(description, *, epochs, out, dataset="fashion_mini"):
+    """A parser with the options of a script that trains; add those of your own.
+
+    Args:
+        description: the script's docstring.
+        epochs, out, dataset: the defaults of the options of these names.
+
+    Returns:
+        `Parser` for `begin`.
+    """
+    parser = Parser(description=description)
+    parser.add_argument("--dataset", default=dataset, help="a TFDS name or a folder")
+    parser.add_argument("--epochs", type=whole(1), default=epochs)
+    parser.add_argument("--out", type=folder, help=f"default: {out}")
+    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--fresh", action="store_true", help="start over, rather than go on")
+    parser.add_argument("--smoke", action="store_true", help="a few steps: does it run at all?")
+    parser.set_defaults(default_out=out)
+    return parser
+
+
+def begin(parser, argv=None):
+    """Reads the options, seeds Keras, and computes in bfloat16 where that is fast.
+
+    Args:
+        parser: what `training_parser` returned.
+        argv: list of words; None for those of the command line.
+
+    Returns:
+        `argparse.Namespace` of `dataset`, `epochs` (2 in a smoke test), `out`, `seed`,
+        `fresh` and `smoke`, and `resuming`, the arguments of `customstep.Resume` after its folder.
+    """
+    args = parser.parse_args(argv)
+    args.out = args.out or pathlib.Path(args.default_out + "_smoke" * args.smoke)
+    args.epochs = 2 if args.smoke else args.epochs
+    configuration = {"dataset": args.dataset, "seed": args.seed}
+    args.resuming = dict(fresh=args.fresh, configuration=configuration)
+    keras.utils.set_random_seed(args.seed)
+    policy = "mixed_bfloat16" if precision.has_fast_bfloat16() else "float32"
+    keras.mixed_precision.set_global_policy(policy)
+    return args
 
 
 def _is_mistake(error):

@@ -203,10 +203,23 @@ class StepModel(CompiledModel):
             adds `sum(self.losses)` where there are any.
         """
         y_pred = self(batch.x, training=training)
+        return Objective({"loss": self.compiled_loss(batch, y_pred, training)}, y_pred)
+
+    def compiled_loss(self, batch, y_pred, training):
+        """The loss passed to `compile`, and the regularizers of the layers, for an objective.
+
+        Args:
+            batch: `Batch`.
+            y_pred: predictions of its `y`.
+            training: as the objective is given it.
+
+        Returns:
+            Float scalar, the mean over the batch, each example times its weight.
+        """
         loss = self._compute_loss(  # as Keras calls `compute_loss`, which may have no `training`
             batch.x, batch.y, y_pred, batch.sample_weight, training=training
         )
-        return Objective({"loss": replicas.whole(loss)}, y_pred)
+        return replicas.whole(loss)
 
     def updates(self):
         """Who is trained, in which order, how often: by default all variables on `objective`.
@@ -370,7 +383,7 @@ class StepModel(CompiledModel):
         before = variables.snapshot(self.metrics_variables)
         logs = self._track(objective, batch)
         variables.restore(before, itertools.repeat(~all_finite([objective.total])))
-        return {**logs, **self.get_metrics_result()}
+        return {**logs, **self._results()}
 
     def _track(self, objective, batch):
         self._build_metrics(batch.y, objective.y_pred)
@@ -387,14 +400,17 @@ class StepModel(CompiledModel):
             if name in values:
                 tracker.update_state(values[name], sample_weight=batch.size)
         if objective.y_pred is None:
-            if self._metrics_wait_for_predictions:  # which another update may have
-                return {name: tracker.result() for name, tracker in self._trackers.items()}
-            return self.get_metrics_result()
+            return self._results()
         logs = self.compute_metrics(
             batch.x, batch.y, objective.y_pred, sample_weight=batch.sample_weight
         )
         self._check_names_differ(values)
         return logs
+
+    def _results(self):
+        if self._metrics_wait_for_predictions:  # which another update may have
+            return {name: tracker.result() for name, tracker in self._trackers.items()}
+        return self.get_metrics_result()
 
     def _descend(self, update, batch):
         with update.kept(at_rest=overwrites_weights(self.optimizers[update.name])):

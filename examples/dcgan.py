@@ -21,13 +21,11 @@ arXiv:1802.05637). What else makes the minutes count is one line each below; the
 in `tests/benchmarks/README.md`.
 """
 
-import argparse
 import math
-import pathlib
 
 import customstep  # before keras: it keeps TensorFlow's start-up lines off the screen
 import keras
-from customstep import grids, losses, pictures, precision, scripts
+from customstep import grids, losses, pictures, scripts
 from customstep.layers import FusedBatchNormalization, MinibatchDeviation
 from customstep.schedules import LinearDecay
 from keras import layers
@@ -50,18 +48,20 @@ def load_data(dataset, smoke):
 
 
 def build_generator(channels, num_classes):
-    """Noise `(64,)` and a label to an image `(28, 28, channels)` in [-1, 1]; 0.7 M weights."""
+    """Noise `(64,)` and a label to an image `(28, 28, channels)` in [-1, 1]; 0.9 M weights."""
     latents, label = keras.Input((LATENT_DIM,)), keras.Input((), dtype="int32")
     near_one = keras.initializers.RandomNormal(1.0, 0.5)
     scale = layers.Embedding(num_classes, LATENT_DIM, embeddings_initializer=near_one)(label)
     shift = layers.Embedding(num_classes, LATENT_DIM)(label)
-    x = layers.Concatenate()([layers.Multiply()([latents, scale]), shift])
-    x = layers.Dense(7 * 7 * 96, use_bias=False)(x)
+    code = layers.Concatenate()([layers.Multiply()([latents, scale]), shift])
+    x = layers.Dense(7 * 7 * 96, use_bias=False)(code)
     x = layers.ReLU()(FusedBatchNormalization(momentum=0.9)(x))
     x = layers.Reshape((7, 7, 96))(x)
-    for filters in (32, 16):
+    for filters, size in ((32, 14), (16, 28)):
         x = layers.Conv2DTranspose(filters, 4, strides=2, padding="same", use_bias=False)(x)
         x = layers.ReLU()(FusedBatchNormalization(momentum=0.9)(x))
+        detail = layers.Reshape((size, size, -1))(layers.Dense(28 * 28)(code))
+        x = layers.Concatenate()([x, detail])  # the code reaches fine detail directly
     x = layers.Conv2D(channels, 3, padding="same")(x)
     images = layers.Activation("tanh", dtype="float32")(x)
     return keras.Model([latents, label], images, name="generator")
@@ -102,31 +102,17 @@ def build_gan(channels, num_classes, steps, steps_per_execution):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--dataset", default="fashion_mini", help="a TFDS name or a folder")
-    parser.add_argument("--epochs", type=scripts.whole(1), default=EPOCHS)
-    parser.add_argument("--out", type=scripts.folder, help="default: runs/dcgan")
-    parser.add_argument("--seed", type=scripts.seed, default=0)
-    parser.add_argument("--fresh", action="store_true", help="start over, rather than go on")
-    parser.add_argument("--smoke", action="store_true", help="two epochs of four steps")
-    args = parser.parse_args(argv)
-    args.out = args.out or pathlib.Path("runs/dcgan" + "_smoke" * args.smoke)
-    epochs = 2 if args.smoke else args.epochs
-
-    keras.utils.set_random_seed(args.seed)
-    policy = "mixed_bfloat16" if precision.has_fast_bfloat16() else "float32"
-    keras.mixed_precision.set_global_policy(policy)
+    parser = scripts.training_parser(__doc__, epochs=EPOCHS, out="runs/dcgan")
+    args = scripts.begin(parser, argv)
     data, class_names = load_data(args.dataset, args.smoke)
     channels, num_classes = data.element_spec[0].shape[-1], len(class_names)
+    steps = args.epochs * len(data)
 
-    gan = build_gan(channels, num_classes, epochs * len(data), math.gcd(len(data), 24))
-    resuming = dict(fresh=args.fresh, configuration={"dataset": args.dataset, "seed": args.seed})
-    resume = customstep.Resume(args.out / "checkpoints", **resuming)
+    gan = build_gan(channels, num_classes, steps, math.gcd(len(data), 24))
+    resume = customstep.Resume(args.out / "checkpoints", **args.resuming)
     history = gan.fit(
         data,
-        epochs=epochs,
+        epochs=args.epochs,
         shuffle=False,  # the data set shuffles itself
         callbacks=[
             resume,

@@ -17,11 +17,20 @@ from customstep.conditions import Above
 from customstep.schedules import LinearDecay, ReduceOnPlateau, WarmupCosine
 from customstep.selection import Part
 from customstep.templates import (
+    VAE,
+    AdaptiveGAN,
     AuxiliaryLoss,
+    CycleGAN,
+    Diffusion,
+    Distillation,
+    MaskedAutoencoder,
+    MeanTeacher,
+    MetricLearning,
     OnePassGAN,
     PartiallyFrozen,
     Processed,
     ScheduledClassifier,
+    SimCLR,
 )
 
 
@@ -34,6 +43,8 @@ class Descriptor(NamedTuple):
         compiled: makes the arguments of `compile`.
         batch: numpy arrays, `(x, y)` or `(x,)`, of 24 examples.
         predicts: input for `predict`.
+        alone: whether what `evaluate` makes of an example depends on nothing else, such as noise
+            or the other examples of its batch.
     """
 
     name: str
@@ -41,6 +52,7 @@ class Descriptor(NamedTuple):
     compiled: Callable[[], dict]
     batch: Batch
     predicts: np.ndarray
+    alone: bool = True
 
     def make(self, seed=0, **compile_arguments):
         """The model, compiled; the same weights and noise for the same seed."""
@@ -358,7 +370,103 @@ def processed_compiled():
     return dict(optimizer=Adam(0.01), loss=loss, metrics=["accuracy"])
 
 
+# -- The zoo --------------------------------------------------------------------------------
+
+VIEWS = [processing.RandomShift(1), processing.RandomFlip()]
+
+
+def image_network(units, kernel_regularizer=None):
+    """Images `(4, 4, 1)` to some numbers, with batch norm."""
+    return keras.Sequential(
+        [
+            keras.Input((4, 4, 1)),
+            layers.Conv2D(4, 3, 2, use_bias=False, kernel_regularizer=kernel_regularizer),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Flatten(),
+            layers.Dense(units, dtype="float32"),
+        ]
+    )
+
+
+def translator(name):
+    """Images `(4, 4, 1)` to such images."""
+    x = [layers.Conv2D(4, 3, padding="same", use_bias=False), layers.BatchNormalization()]
+    x += [layers.ReLU(), layers.Conv2D(1, 3, padding="same", dtype="float32")]
+    return keras.Sequential([keras.Input((4, 4, 1)), *x], name=name)
+
+
+def adaptive_gan():
+    return AdaptiveGAN(generator(3), discriminator(3), 3, augment=VIEWS, ramp=50, num_classes=3)
+
+
+def adaptive_gan_compiled():
+    return dict(optimizer={"discriminator": SGD(0.01), "generator": SGD(0.01)})
+
+
+def cycle_gan():
+    return CycleGAN(translator("to_b"), translator("to_a"), image_network(1), image_network(1))
+
+
+def cycle_gan_compiled():
+    return dict(optimizer={"generators": Adam(1e-3, 0.5), "discriminators": Adam(1e-3, 0.5)})
+
+
+def vae():
+    decoder = [keras.Input((3,)), layers.Dense(16, dtype="float32"), layers.Reshape((4, 4, 1))]
+    growing = keras.optimizers.schedules.PolynomialDecay(0.0, 5, 1.0)
+    return VAE(image_network(6), keras.Sequential(decoder), 3, kl_weight=growing)
+
+
+def diffusion():
+    mixture, angle, label = keras.Input((4, 4, 1)), keras.Input((1,)), keras.Input((), dtype="int32")
+    x = layers.Concatenate()([layers.Flatten()(mixture), angle, layers.Embedding(3, 2)(label)])
+    x = layers.Dense(16, dtype="float32")(layers.ReLU()(layers.Dense(8)(x)))
+    network = keras.Model([mixture, angle, label], layers.Reshape((4, 4, 1))(x))
+    return Diffusion(network, (4, 4, 1), sampling_steps=3, num_classes=3)
+
+
+def distillation():
+    return Distillation(image_network(3, "l2"), image_network(3))
+
+
+def mean_teacher():
+    growing = keras.optimizers.schedules.PolynomialDecay(0.0, 5, 10.0)
+    return MeanTeacher(image_network(3, "l2"), augment=VIEWS, consistency_weight=growing)
+
+
+def simclr():
+    projector, probe = (
+        keras.Sequential([keras.Input((5,)), layers.Dense(n, dtype="float32")]) for n in (4, 3)
+    )
+    return SimCLR(image_network(5), projector, probe, augment=VIEWS)
+
+
+def simclr_compiled():
+    return dict(classifier_compiled(), optimizer={"contrastive": Adam(0.01), "probe": SGD(0.1)})
+
+
+def metric_learning():
+    inputs = keras.Input((6,))
+    x = layers.Dense(8, "relu", kernel_regularizer="l2")(inputs)
+    return MetricLearning(inputs=inputs, outputs=layers.Dense(3, dtype="float32")(x))
+
+
+def masked_autoencoder():
+    patches, places = keras.Input((None, 4)), keras.Input((None,), dtype="int32")
+    codes = layers.Add()([layers.Dense(5)(patches), layers.Embedding(4, 5)(places)])
+    encoder = keras.Model([patches, places], layers.ReLU()(codes))
+    decoder = [keras.Input((4, 5)), layers.Flatten(), layers.Dense(16, dtype="float32")]
+    decoder = keras.Sequential([*decoder, layers.Reshape((4, 4))])
+    return MaskedAutoencoder(encoder, decoder, 5, patch_size=2, mask_ratio=0.5)
+
+
+def adam_compiled():
+    return dict(optimizer=Adam(0.01))
+
+
 LABELLED = Batch(FEATURES, CLASSES)
+PICTURES = (IMAGES + 1) / 2  # in [0, 1]
 DESCRIPTORS = (
     Descriptor(
         "AuxiliaryLoss",
@@ -402,6 +510,7 @@ DESCRIPTORS = (
         gan_compiled,
         Batch(IMAGES, CLASSES),
         [LATENTS, CLASSES[:5]],
+        alone=False,
     ),
     Descriptor(
         "OnePassGAN",
@@ -409,8 +518,55 @@ DESCRIPTORS = (
         gan_compiled,
         Batch(IMAGES, CLASSES),
         [LATENTS, CLASSES[:5]],
+        alone=False,
     ),
-    Descriptor("GAN-wgan-gp", wgan_gp, gan_compiled, Batch(IMAGES), LATENTS),
-    Descriptor("GAN-conditions", gan, conditions_compiled, Batch(IMAGES), LATENTS),
+    Descriptor("GAN-wgan-gp", wgan_gp, gan_compiled, Batch(IMAGES), LATENTS, alone=False),
+    Descriptor("GAN-conditions", gan, conditions_compiled, Batch(IMAGES), LATENTS, alone=False),
     Descriptor("Processed", processed, processed_compiled, Batch(IMAGES, CLASSES), IMAGES[:5]),
+    Descriptor(
+        "AdaptiveGAN",
+        adaptive_gan,
+        adaptive_gan_compiled,
+        Batch(IMAGES, CLASSES),
+        [LATENTS, CLASSES[:5]],
+        alone=False,
+    ),
+    Descriptor("CycleGAN", cycle_gan, cycle_gan_compiled, Batch(IMAGES, -IMAGES), IMAGES[:5]),
+    Descriptor("VAE", vae, adam_compiled, Batch(PICTURES), PICTURES[:5], alone=False),
+    Descriptor(
+        "Diffusion",
+        diffusion,
+        adam_compiled,
+        Batch(IMAGES, CLASSES),
+        [IMAGES[:5], CLASSES[:5]],
+        alone=False,
+    ),
+    Descriptor(
+        "Distillation",
+        distillation,
+        classifier_compiled,
+        Batch(IMAGES, CLASSES),
+        IMAGES[:5],
+    ),
+    Descriptor(
+        "MeanTeacher",
+        mean_teacher,
+        classifier_compiled,
+        Batch(IMAGES, CLASSES),
+        IMAGES[:5],
+    ),
+    Descriptor(
+        "SimCLR", simclr, simclr_compiled, Batch(IMAGES, CLASSES), IMAGES[:5], alone=False
+    ),
+    Descriptor(
+        "MetricLearning", metric_learning, adam_compiled, LABELLED, FEATURES[:5], alone=False
+    ),
+    Descriptor(
+        "MaskedAutoencoder",
+        masked_autoencoder,
+        adam_compiled,
+        Batch(IMAGES),
+        IMAGES[:5],
+        alone=False,
+    ),
 )

@@ -361,7 +361,7 @@ def test_two_replicas_match_one(two_replicas):
         ({"loss_weights": {"b": "half"}}, "received 'half'"),
         (
             {"loss_weights": {"b": ReduceOnPlateau(0.1, patience=9)}},
-            "weight of 'b' depends on what was measured.*of the step alone; received ReduceOnPlat",
+            r"loss_weights\['b'\]` depends on what was measured.*step alone; received ReduceOnPlat",
         ),
     ],
 )

@@ -109,6 +109,7 @@ def test_picture_says_how_it_was_made(grid):
         "rows": "2",
         "cols": "3",
         "interpolate": "False",
+        "temperature": "1.0",
         "labels": "2,1",
         "Software": f"customstep {customstep.__version__}",
     }
@@ -133,7 +134,7 @@ def test_terminal_sees_progress(grid, monkeypatch, capsys):
         ("nothing.keras", "", "There is no model .*received a path that does not exist"),
         ("folder.keras", "", "There is no model .*received a folder"),
         ("damaged.keras", "", "cannot be loaded. Expected a .keras file.*received .*Pass"),
-        ("classifier.keras", "", "is not a GAN. Expected.*received Sequential. Pass"),
+        ("classifier.keras", "", "makes no images. Expected.*received Sequential. Pass"),
         ("gan.keras", "--rows 0", "argument --rows: expected.*at least 1; received '0'"),
         ("gan.keras", "--cols 2.5", "argument --cols: expected.*at least 1; received '2.5'"),
         ("gan.keras", "--seed -1", "argument --seed: expected.*from 0 to.*received '-1'"),
@@ -311,7 +312,7 @@ def test_evaluate_takes_a_network_of_ones_own(drawn, capsys):
     "model, options, line",
     [
         ("nothing.keras", "", "There is no model .*received a path that does not exist"),
-        ("features.keras", "", "is not a GAN. Expected.*received Functional. Pass"),
+        ("features.keras", "", "makes no images. Expected.*received Functional. Pass"),
         ("gan.keras", "--samples 5", "argument --samples: expected.*at least 6; received '5'"),
         ("gan.keras", "--split nothing", "no images in the split 'nothing'"),
         ("gan.keras", "--train-split nothing", "no images in the split 'nothing'"),

@@ -4,11 +4,9 @@ import types
 from collections.abc import Mapping
 
 import keras
-import tensorflow as tf
 
 from customstep import replicas
-from customstep.checks import check_number
-from customstep.stateful import BoundSchedule, StatefulSchedule
+from customstep.schedules import check_weight, weight_at
 from customstep.step import Objective, StepModel
 
 __all__ = ["AuxiliaryLoss"]
@@ -206,9 +204,7 @@ class AuxiliaryLoss(StepModel):
 
     def _loss_weight(self, name):
         weight = self._compile_arguments["loss_weights"].get(name, 1.0)
-        if callable(weight):
-            weight = weight(tf.cast(self.optimizer.iterations, tf.float32))
-        return tf.cast(weight, keras.config.floatx())
+        return weight_at(weight, self.optimizer.iterations)
 
     def _targets(self, y, outputs):
         """Dict of every output's name to its target, or None."""
@@ -287,16 +283,7 @@ class AuxiliaryLoss(StepModel):
                 "give each output a loss."
             )
         for name, weight in loss_weights.items():
-            if isinstance(weight, StatefulSchedule):
-                raise ValueError(
-                    f"The weight of '{name}' depends on what was measured. Expected a number or a "
-                    f"callable of the step alone; received {weight!r}. Use a schedule such as "
-                    "`customstep.schedules.LinearDecay`, or a function of the step."
-                )
-            if callable(weight):
-                BoundSchedule(weight).check(f"loss_weights['{name}']", "[0, inf)")
-            else:
-                check_number(f"loss_weights['{name}']", weight, "[0, inf)")
+            check_weight(f"loss_weights['{name}']", weight)
 
 
 def _listed(names):

@@ -1,9 +1,6 @@
 """Two networks trained against each other (R1: several models trained together)."""
 
-import random
-
 import keras
-import numpy as np
 import tensorflow as tf
 
 from customstep import noise, variables
@@ -15,15 +12,23 @@ from customstep.adversaries import (
     check_not_empty,
     inputs_of,
 )
-from customstep.checks import as_array, check_integer, check_number, check_range
-from customstep.losses import AdversarialLoss, GeneratorPenalty, NonSaturating, Penalty
+from customstep.averages import follow, frozen_copy
+from customstep.checks import check_integer, check_number, check_range
+from customstep.losses import (
+    AdversarialLoss,
+    GeneratorPenalty,
+    NonSaturating,
+    Penalty,
+    regularized,
+)
 from customstep.step import Objective, StepModel, Update
+from customstep.stochastic import NoiseToImage, StochasticStep
 
 __all__ = ["GAN"]
 
 
 @keras.saving.register_keras_serializable("customstep")
-class GAN(StepModel):
+class GAN(NoiseToImage, StochasticStep):
     """A generator and a discriminator that learn by turns.
 
     A step is `discriminator_steps` updates of the discriminator, then one of the generator, each
@@ -99,9 +104,12 @@ class GAN(StepModel):
         latents = keras.KerasTensor((None, latent_dim))
         labels = None if num_classes is None else keras.KerasTensor((None,), "int32")
         self._image_shape = check_networks(generator, discriminator, latents, labels)
-        self.ema_generator = _frozen_copy(generator)
-        self.seeds = keras.random.SeedGenerator()
+        self.ema_generator = frozen_copy(generator)
         self(inputs_of(latents, labels))
+
+    @property
+    def latent_shape(self):
+        return (self.latent_dim,)
 
     @property
     def terms(self):
@@ -135,19 +143,19 @@ class GAN(StepModel):
             with variables.without_effects(self.generator.variables):  # it has its own update
                 fake = self.generator(inputs_of(latents, labels), training=training)
         fake = tf.stop_gradient(tf.cast(fake, tf.float32))
-        real_logits = self.discriminator(inputs_of(real, labels), training=training)
-        fake_logits = self.discriminator(inputs_of(fake, labels), training=training)
+        real_logits = self.judge(real, labels, training)
+        fake_logits = self.judge(fake, labels, training)
 
         def critic(images):
             with variables.without_effects(self.discriminator.variables):
                 return self.discriminator(inputs_of(images, labels), training=training)
 
         loss = self.loss.discriminator(real_logits, fake_logits, batch.sample_weight)
-        terms = {"discriminator_loss": _regularized(loss, self.discriminator)}
+        terms = {"discriminator_loss": regularized(loss, self.discriminator)}
         for number, penalty in enumerate(self._penalties(Penalty)):
-            seed = self._draw_seed(training, use=2 + number)
+            seed = self.draw_seed(training, use=2 + number)
             terms[penalty.name] = penalty(critic, real, fake, seed)
-        return Objective(terms)
+        return Objective(terms, made={"real_logits": real_logits})
 
     def generator_objective(self, batch, training):
         """How well the generator deceives the discriminator."""
@@ -155,31 +163,36 @@ class GAN(StepModel):
         latents = self._draw_latents(batch.size, training, use=1)
         fake = self.generator(inputs_of(latents, labels), training=training)
         with variables.without_effects(self.discriminator.variables):  # so has it
-            fake_logits = self.discriminator(inputs_of(fake, labels), training=training)
+            fake_logits = self.judge(fake, labels, training)
             real_logits = None
             if self.loss.relativistic:
-                real = self._images(batch)
-                real_logits = self.discriminator(inputs_of(real, labels), training=training)
+                real_logits = self.judge(self._images(batch), labels, training)
         loss = self.loss.generator(real_logits, fake_logits)
-        terms = {"generator_loss": _regularized(loss, self.generator)}
+        terms = {"generator_loss": regularized(loss, self.generator)}
         for penalty in self._penalties(GeneratorPenalty):
             terms[penalty.name] = penalty(latents, fake, labels)
         return Objective(terms, made={"fake": fake})
 
-    def after_step(self, batch):
-        """Moves the average: w <- w - (1 - decay) (w - w'), with a shorter memory at the start.
+    def judge(self, images, labels, training):
+        """The discriminator's logits of real or generated images.
 
-        The decay at step t is at most (1 + t) / (10 + t), as in TensorFlow's moving averages, so
-        that the first weights, which know nothing, are soon forgotten. t counts from `compile`
-        on, and over saving and loading.
+        Override it for what is to happen to both, such as an augmentation. Penalties look at the
+        discriminator itself.
+
+        Args:
+            images: float32 `(batch, height, width, channels)`.
+            labels: int `(batch,)`, their classes, or None.
+            training: as the objectives are given it.
+
+        Returns:
+            float `(batch, ...)`.
         """
-        t = tf.cast(self.optimizers["generator"].iterations, tf.float32)
-        rate = 1 - tf.minimum(self.ema_decay, (1 + t) / (10 + t))
-        for average, weight in zip(self.ema_generator.weights, self.generator.weights):
-            if tf.as_dtype(weight.dtype).is_floating:
-                average.value.assign_sub(tf.cast(rate, weight.dtype) * (average - weight))
-            else:  # a counter
-                average.assign(weight)
+        return self.discriminator(inputs_of(images, labels), training=training)
+
+    def after_step(self, batch):
+        """Moves the average; its step counts from `compile` on, and over saving and loading."""
+        step = self.optimizers["generator"].iterations
+        follow(self.ema_generator, self.generator, self.ema_decay, step)
 
     def compile(self, optimizer, loss=None, metrics=None, **kwargs):
         """As in `StepModel`, with an optimizer for "discriminator" and one for "generator".
@@ -215,80 +228,11 @@ class GAN(StepModel):
     def call(self, inputs, training=False):
         return self.ema_generator(inputs, training=training)
 
-    def predict_step(self, data):
-        latents, _, _ = keras.utils.unpack_x_y_sample_weight(data)  # `preprocess` is for images
-        return self.postprocess(self(latents, training=False))
-
-    def postprocess(self, outputs):
-        """Images as float32, held within `image_range`."""
-        return tf.clip_by_value(tf.cast(outputs, tf.float32), *self.image_range)
-
-    def latents(self, n, seed=None):
-        """Latent vectors to make images of.
-
-        Args:
-            n: how many, at least 1.
-            seed: int of at least 0; the same seed gives the same vectors. None draws others every
-                time.
-
-        Returns:
-            float32 numpy array `(n, latent_dim)`, standard normal.
-
-        Raises:
-            ValueError: a number is out of its range.
-        """
-        check_integer("n", n, 1)
-        seed = random.getrandbits(31) if seed is None else seed
-        check_integer("seed", seed, 0, 2**63 - 1)
-        return noise.normal((n, self.latent_dim), (seed, 0)).numpy()
-
-    def sample(self, n, *, seed=None, labels=None):
-        """Generated images.
-
-        Args:
-            n: how many, at least 1.
-            seed: int of at least 0; the same seed gives the same images. None draws others every
-                time.
-            labels: int `(n,)` in `[0, num_classes)`, where the GAN is conditional; None takes the
-                classes in turn.
-
-        Returns:
-            float32 numpy array `(n, height, width, channels)` in `image_range`.
-
-        Raises:
-            ValueError: `labels` do not fit, or a number is out of its range.
-        """
-        latents = self.latents(n, seed)
-        return self.predict(inputs_of(latents, self._sample_labels(n, labels)), 256, verbose=0)
-
-    def _sample_labels(self, n, labels):
-        if self.num_classes is None and labels is None:
-            return None
-        if labels is None:
-            return np.arange(n, dtype="int32") % self.num_classes
-        labels = as_array("labels", labels)
-        limit = self.num_classes or 0
-        fits = labels.shape == (n,) and labels.dtype.kind in "iu"
-        if not fits or not ((labels >= 0) & (labels < limit)).all():
-            expected = f"{n} integers in [0, {limit})" if limit else "None, for it takes no labels"
-            raise ValueError(
-                f"The labels do not fit this GAN. Expected {expected}; received {labels!r}. "
-                "Correct the labels, or make the GAN with `num_classes`."
-            )
-        return labels.astype("int32")
-
     def _penalties(self, kind):
         return [penalty for penalty in self.penalties if isinstance(penalty, kind)]
 
-    def _draw_seed(self, training, use):
-        if training:
-            return noise.draw_seed(self.seeds)
-        # Evaluation draws the same noise every time, by its place in the data set, and leaves
-        # that of the training alone.
-        return tf.stack([tf.constant(use, tf.int64), tf.cast(self.examples, tf.int64)])
-
     def _draw_latents(self, n, training, use):
-        return noise.normal((n, self.latent_dim), self._draw_seed(training, use))
+        return noise.normal((n, self.latent_dim), self.draw_seed(training, use))
 
     def _images(self, batch):
         """The real images of a preprocessed batch, float32."""
@@ -327,19 +271,3 @@ class GAN(StepModel):
                 f"them that of a loss; received {self.terms}. Leave one out, or give your own "
                 "another `name`."
             )
-
-
-def _regularized(loss, network):
-    """The loss and what the network's own regularizers add, as in a compiled loss."""
-    return loss + keras.ops.sum(network.losses) if network.losses else loss
-
-
-def _frozen_copy(network):
-    """A copy of a built network with the same weights, which no optimizer trains."""
-    config = network.get_config()
-    copy = type(network).from_config({**config, "name": f"{network.name}_ema"})
-    if not copy.built:
-        copy.build_from_config(network.get_build_config())
-    copy.set_weights(network.get_weights())
-    copy.trainable = False
-    return copy

@@ -3,15 +3,14 @@
 import keras
 import tensorflow as tf
 
-from customstep import noise
-from customstep.processing import Processor
-from customstep.step import StepModel
+from customstep.processing import augmented, check_processors
+from customstep.stochastic import StochasticStep
 
 __all__ = ["Processed"]
 
 
 @keras.saving.register_keras_serializable("customstep")
-class Processed(StepModel):
+class Processed(StochasticStep):
     """A model with its pre- and post-processing inside: augmentation, scaling, test-time views.
 
     `fit` runs the processors' `train` in order. `evaluate` and `predict` run `infer`, the path
@@ -59,19 +58,15 @@ class Processed(StepModel):
 
     def __init__(self, *args, processors=(), views=(), **kwargs):
         super().__init__(*args, **kwargs)
-        self.processors = _checked("processors", processors)
-        self.views = _checked("views", views)
-        self.seeds = keras.random.SeedGenerator()
+        self.processors = check_processors("processors", processors)
+        self.views = check_processors("views", views)
 
     def preprocess(self, batch, training):
         batch = super().preprocess(batch, training)
-        if not training:
-            for processor in self.processors:
-                batch = processor.infer(batch)
-            return batch
-        seeds = noise.split(noise.draw_seed(self.seeds), len(self.processors))
-        for processor, seed in zip(self.processors, seeds):
-            batch = processor.train(batch, seed)
+        if training:
+            return augmented(batch, self.processors, self.draw_seed(training))
+        for processor in self.processors:
+            batch = processor.infer(batch)
         return batch
 
     def predict_step(self, data):
@@ -93,14 +88,3 @@ def _mean(*outputs):
     # In the range and precision of float32 at least, whatever the model computes in.
     dtype = tf.float32 if outputs[0].dtype.size < 4 else outputs[0].dtype
     return tf.add_n([tf.cast(one, dtype) for one in outputs]) / len(outputs)
-
-
-def _checked(name, processors):
-    for processor in (processors := tuple(keras.tree.flatten(processors))):
-        if not isinstance(processor, Processor):
-            raise TypeError(
-                f"`{name}` holds something else. Expected processors such as "
-                f"`processing.RandomFlip()`; received {processor!r}. Make an object of its class, "
-                "or derive your own from `processing.Processor`."
-            )
-    return processors

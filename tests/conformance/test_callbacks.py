@@ -63,7 +63,8 @@ def test_validation_sees_the_averages_that_swap_ema_weights_puts_in_place(descri
         })
     swapped, plain = results
     assert all(swapped.values())
-    assert not all(plain.values())
+    if descriptor.name != "MeanTeacher":  # whose teacher is an average already
+        assert not all(plain.values())
 
 
 def test_swap_ema_weights_takes_the_optimizers_that_average():

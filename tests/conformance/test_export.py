@@ -29,7 +29,8 @@ from tests.descriptors import (
     two_heads,
 )
 
-REFUSED = {"AuxiliaryLoss", "PartiallyFrozen", "Processed"}  # by `keras.models.clone_model`
+# By `keras.models.clone_model`.
+REFUSED = {"AuxiliaryLoss", "MetricLearning", "PartiallyFrozen", "Processed"}
 
 
 def serve(path, inputs):

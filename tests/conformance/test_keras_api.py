@@ -95,7 +95,11 @@ def test_every_kind_of_input_trains_alike(descriptor, reference):
     ):
         model = descriptor.make()
         train(model)
-        assert equal(state(model), reference[0])
+        if descriptor.name == "MeanTeacher":  # a graph of any batch size rounds otherwise
+            for a, b in zip(state(model), reference[0]):
+                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+        else:
+            assert equal(state(model), reference[0])
 
 
 def test_keras_callbacks_work(descriptor, tmp_path):

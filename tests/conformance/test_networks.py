@@ -10,7 +10,14 @@ from keras import layers
 from keras.optimizers import Adam
 
 from customstep import GAN, OnePassGAN, StepModel, processing, schedules, selection, templates
-from customstep.templates import AuxiliaryLoss, PartiallyFrozen, Processed, ScheduledClassifier
+from customstep.templates import (
+    AuxiliaryLoss,
+    MetricLearning,
+    PartiallyFrozen,
+    Processed,
+    ScheduledClassifier,
+)
+from tests import descriptors
 from tests.descriptors import CLASSES, FEATURES, IMAGES, LATENTS, equal, state
 
 KINDS = ("functional", "sequential", "subclassed")
@@ -56,6 +63,7 @@ def subclass_of(template):
 CalledStepModel, CalledScheduledClassifier, CalledPartiallyFrozen, CalledProcessed = map(
     subclass_of, (StepModel, ScheduledClassifier, PartiallyFrozen, Processed)
 )
+CalledMetricLearning = subclass_of(MetricLearning)
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -215,6 +223,55 @@ class Case:
         return model.fit(x, y, batch_size=10, epochs=epochs, shuffle=False, verbose=0).history
 
 
+# -- The zoo --------------------------------------------------------------------------------
+
+
+@keras.saving.register_keras_serializable("tests")
+class Wrapped(keras.Model):
+    """The layers of a network in a subclass, which Keras builds by calling it."""
+
+    def __init__(self, network, **kwargs):
+        super().__init__(**kwargs)
+        self.network = network
+
+    def call(self, inputs, training=False):
+        return self.network(inputs, training=training)
+
+    def get_config(self):
+        return {"network": keras.saving.serialize_keras_object(self.network), "name": self.name}
+
+    @classmethod
+    def from_config(cls, config):
+        network = keras.saving.deserialize_keras_object(config["network"])
+        return as_kind("subclassed", network, name=config["name"])
+
+
+def as_kind(kind, network, name=None):
+    if kind != "subclassed":
+        return network
+    wrapped = Wrapped(network, name=name or f"{network.name}_wrapped")
+    inputs = [keras.KerasTensor(one.shape, one.dtype) for one in network.inputs]
+    wrapped(inputs if len(inputs) > 1 else inputs[0])
+    return wrapped
+
+
+def zoo(name, networks):
+    """A template as in `tests/descriptors.py`, its networks as they are there or in a subclass."""
+    [descriptor] = [one for one in descriptors.DESCRIPTORS if one.name == name]
+    x, y, *_ = descriptor.batch
+
+    def make(kind):
+        model = descriptor.create()
+        config = model.get_config()
+        for network in networks.split():
+            network_of_kind = as_kind(kind, getattr(model, network))
+            config[network] = keras.saving.serialize_keras_object(network_of_kind)
+        return type(model).from_config(config)
+
+    kinds = ("functional", "subclassed")
+    return Case(make, descriptor.compiled, (x, y), descriptor.predicts, kinds)
+
+
 LABELLED = FEATURES, CLASSES
 CASES = {
     "StepModel": Case(
@@ -254,6 +311,20 @@ CASES = {
     "GAN": Case(gan, gan_compiled, (IMAGES, None), LATENTS),
     "OnePassGAN": Case(
         lambda kind: gan(kind, cls=OnePassGAN), gan_compiled, (IMAGES, None), LATENTS
+    ),
+    "AdaptiveGAN": zoo("AdaptiveGAN", "generator discriminator"),
+    "CycleGAN": zoo("CycleGAN", "to_b to_a judge_b judge_a"),
+    "VAE": zoo("VAE", "encoder decoder"),
+    "Diffusion": zoo("Diffusion", "network"),
+    "Distillation": zoo("Distillation", "student teacher"),
+    "MeanTeacher": zoo("MeanTeacher", "student"),
+    "SimCLR": zoo("SimCLR", "encoder projector probe"),
+    "MaskedAutoencoder": zoo("MaskedAutoencoder", "encoder decoder"),
+    "MetricLearning": Case(
+        lambda kind: one_network(MetricLearning, kind),
+        descriptors.adam_compiled,
+        LABELLED,
+        FEATURES[:5],
     ),
     # A network of two inputs cannot be sequential.
     "GAN-conditional": Case(
