@@ -18,7 +18,17 @@ import textwrap
 import keras
 import numpy as np
 
-from customstep import __version__, datasets, features, grids, latents, launching, pictures, saving
+from customstep import (
+    __version__,
+    datasets,
+    features,
+    grids,
+    latents,
+    launching,
+    pictures,
+    saving,
+    scaffolding,
+)
 from customstep.evaluation import evaluate
 from customstep.files import atomic_path
 from customstep.inspection import inspect
@@ -300,7 +310,34 @@ def _add_dataset(parser):
     )
 
 
-COMMANDS = (_grid, _evaluate, _inspect, _launch)
+def _new(commands):
+    """Adds `customstep new`."""
+    parser = commands.add_parser(
+        "new",
+        help="write a script to begin a model of your own with, and its test",
+        description="Write a script that trains a small model, for you to change, and a test of it.\n"
+        "Both run as they are.",
+        epilog="""\
+examples:
+  customstep new my_gan.py --from gan
+      my_gan.py and test_my_gan.py; then:
+  python my_gan.py --smoke
+  python -m pytest test_my_gan.py
+""",
+    )
+    parser.add_argument("script", metavar="SCRIPT.py", type=pathlib.Path, help="the new script")
+    parser.add_argument(
+        "--from",
+        dest="kind",
+        choices=scaffolding.KINDS,
+        required=True,
+        help="what it is to begin with: " + ", ".join(scaffolding.KINDS),
+        metavar="KIND",
+    )
+    parser.set_defaults(run=_run_new, parser=parser)
+
+
+COMMANDS = (_new, _grid, _evaluate, _inspect, _launch)
 
 
 def _run_grid(arguments):
@@ -362,6 +399,12 @@ def _run_evaluate(arguments):
     if test.labels is None or np.mean(test.labels == classes_of_data) < 0.5:
         labels = None  # the network knows other classes than the data have
     print(evaluate(generated, test, train=train, labels=labels))
+
+
+def _run_new(arguments):
+    script, test = scaffolding.write_scaffold(arguments.script, arguments.kind)
+    print(f"{script}: run it with `python {script} --smoke`, then change it")
+    print(f"{test}: run it with `python -m pytest {test}`")
 
 
 def _run_launch(arguments):

@@ -7,7 +7,36 @@ import tensorflow as tf
 
 from customstep import replicas
 
-__all__ = ["contrastive", "gaussian_kl", "softened_kl"]
+__all__ = [
+    "absolute_error",
+    "bernoulli_nats",
+    "contrastive",
+    "gaussian_kl",
+    "probability_gap",
+    "softened_kl",
+]
+
+
+def absolute_error(found, wanted):
+    """The mean absolute difference of two tensors `(batch, ...)`."""
+    return tf.reduce_mean(tf.abs(_flat(found) - _flat(wanted)), axis=1)
+
+
+def bernoulli_nats(x, logits):
+    """-log p(x) in nats, of pixels x in [0, 1] that are 1 with the probability sigmoid(logits).
+
+    Kingma and Welling 2013 (arXiv:1312.6114), appendix C.1; pixels between 0 and 1 count in
+    proportion.
+
+    Args:
+        x: float `(batch, ...)`.
+        logits: float, of the same shape.
+
+    Returns:
+        float32 `(batch,)`.
+    """
+    nats = tf.nn.sigmoid_cross_entropy_with_logits(_flat(x), _flat(logits))
+    return tf.reduce_sum(nats, axis=1)
 
 
 def gaussian_kl(mean, log_variance):
@@ -22,8 +51,24 @@ def gaussian_kl(mean, log_variance):
     Returns:
         float32 `(batch,)`.
     """
-    m, v = tf.cast(mean, tf.float32), tf.cast(log_variance, tf.float32)
-    return tf.reduce_sum((m**2 + tf.exp(v) - 1 - v) / 2, axis=list(range(1, m.shape.rank)))
+    m, v = _flat(mean), _flat(log_variance)
+    return tf.reduce_sum((m**2 + tf.exp(v) - 1 - v) / 2, axis=1)
+
+
+def probability_gap(target_logits, logits):
+    """The mean squared difference of the probabilities of classes: consistency.
+
+    Laine and Aila 2017 (arXiv:1610.02242), algorithm 1.
+
+    Args:
+        target_logits: float `(batch, classes)`. No gradient flows to them.
+        logits: float `(batch, classes)`.
+
+    Returns:
+        float32 `(batch,)`.
+    """
+    p, q = (tf.nn.softmax(tf.cast(z, tf.float32)) for z in (target_logits, logits))
+    return tf.reduce_mean((q - tf.stop_gradient(p)) ** 2, axis=-1)
 
 
 def softened_kl(target_logits, logits, temperature=1.0):
@@ -81,3 +126,8 @@ def contrastive(embeddings, labels, temperature=0.1):
     return -tf.math.divide_no_nan(
         tf.reduce_sum(positive * log_shares, axis=1), tf.reduce_sum(positive, axis=1)
     )
+
+
+def _flat(values):
+    """float32 `(batch, all else)`."""
+    return tf.reshape(tf.cast(values, tf.float32), (tf.shape(values)[0], -1))

@@ -39,6 +39,7 @@ __all__ = [
     "Softmax",
     "StandardizeTargets",
     "augmented",
+    "augmented_views",
     "box_mask",
     "check_processors",
     "crop",
@@ -102,6 +103,11 @@ def augmented(batch, processors, seed):
     for processor, its_seed in zip(processors, noise.split(seed, len(processors))):
         batch = processor.train(batch, its_seed)
     return batch
+
+
+def augmented_views(batch, processors, seed, count=2):
+    """A list of `count` batches, the same one `augmented` otherwise each time."""
+    return [augmented(batch, processors, one) for one in noise.split(seed, count)]
 
 
 def check_processors(name, processors):

@@ -4,9 +4,9 @@
     python examples/distillation.py --smoke     # seconds: does it run at all?
 
 A convolutional teacher learns from all images. A student of one hidden layer is then trained from
-1,000 of them, by their labels alone and by what the teacher thinks of each, from the same weights
-for as many steps. In `runs/distillation/` it leaves `accuracies.png` and the students,
-`labels.keras` and `teacher.keras`. If killed, the same command resumes it.
+1,000 of them, by their labels alone and by what the teacher thinks of each, and once from the
+teacher's answers to all images without a label, from the same weights for as many steps. In `runs/distillation/` it leaves `accuracies.png` and the students,
+`student_0.keras` to `student_2.keras`. If killed, the same command resumes it.
 
 MEASURED
 
@@ -22,14 +22,18 @@ from customstep import Distillation, StepModel, scripts
 from customstep.schedules import LinearDecay
 from keras import layers
 
-IMAGES = 1000  # that the students see
+IMAGES = 1000  # whose labels the students see
 SEEDS = 5  # students of each kind
 BATCH_SIZE = 50  # images in a step
 TEACHER_EPOCHS = 6  # 200 steps each on the embedded data set
-EPOCHS = 60  # of a student, 20 steps each
+EPOCHS = 60  # of a student, 20 steps each; of all images fewer
 LEARNING_RATE = 2e-3  # falling to 0 over the second half
 TEMPERATURE = 4.0  # of the teacher's answers
-HARD_WEIGHTS = {"labels alone": 1.0, "teacher and labels": 0.1}  # of the labels
+STUDENTS = {  # by name: the weight of the labels, and of how many images
+    "labels alone": (1.0, IMAGES),
+    "labels and teacher": (0.1, IMAGES),
+    "teacher, all images": (0.0, None),
+}
 
 
 def load_data(dataset, smoke):
@@ -71,20 +75,21 @@ def main(argv=None):
     best = 100 * teacher.evaluate(*test, verbose=0, return_dict=True)["accuracy"]
     print(f"teacher: {best:.1f} %", flush=True)
 
-    x, y, results = x[:IMAGES], y[:IMAGES], {name: [] for name in HARD_WEIGHTS}
-    schedule = LinearDecay(LEARNING_RATE, steps=args.epochs * len(x) // BATCH_SIZE)
+    results, steps = {name: [] for name in STUDENTS}, args.epochs * IMAGES // BATCH_SIZE
     for seed in range(args.seed, args.seed + (1 if args.smoke else SEEDS)):
-        for name, weight in HARD_WEIGHTS.items():
+        for number, (name, (weight, count)) in enumerate(STUDENTS.items()):
             keras.utils.set_random_seed(seed)
             student = build_student(x.shape[-1])
             arguments = dict(temperature=TEMPERATURE, hard_weight=weight)
             model = Distillation(student, teacher, **arguments)
+            schedule = LinearDecay(LEARNING_RATE, steps=steps)
             model.compile("adam", loss, ["accuracy"], schedule_lr=schedule)
-            resume = customstep.Resume(args.out / f"checkpoints/{weight}_{seed}", **args.resuming)
-            model.fit(x, y, epochs=args.epochs, callbacks=[resume], **training)
+            resume = customstep.Resume(args.out / f"checkpoints/{number}_{seed}", **args.resuming)
+            epochs = steps * BATCH_SIZE // len(x[:count])
+            model.fit(x[:count], y[:count], epochs=epochs, callbacks=[resume], **training)
             accuracy = model.evaluate(*test, verbose=0, return_dict=True)["accuracy"]
             results[name].append(100 * accuracy)
-            student.save(args.out / f"{name.split()[0]}.keras")
+            student.save(args.out / f"student_{number}.keras")
     for name, values in results.items():
         print(f"{name}: {np.mean(values):.1f} % on average, spread {np.std(values):.1f} %")
     label = "test accuracy of each student, and the mean, %"

@@ -419,7 +419,8 @@ def vae():
 
 
 def diffusion():
-    mixture, angle, label = keras.Input((4, 4, 1)), keras.Input((1,)), keras.Input((), dtype="int32")
+    mixture, angle = keras.Input((4, 4, 1)), keras.Input((1,))
+    label = keras.Input((), dtype="int32")
     x = layers.Concatenate()([layers.Flatten()(mixture), angle, layers.Embedding(3, 2)(label)])
     x = layers.Dense(16, dtype="float32")(layers.ReLU()(layers.Dense(8)(x)))
     network = keras.Model([mixture, angle, label], layers.Reshape((4, 4, 1))(x))

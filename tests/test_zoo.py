@@ -9,6 +9,7 @@ from keras.optimizers import SGD
 
 from customstep import Batch, divergences, losses, noise, processing
 from customstep.layers import GradientReversal
+from customstep.patches import from_patches, to_patches
 from customstep.templates import (
     VAE,
     AdaptiveGAN,
@@ -176,7 +177,8 @@ def test_distillation_weighs_its_terms_and_leaves_the_teacher_alone():
     hard = -np.log(softmax(z)[np.arange(24), CLASSES])
     assert logs["soft_loss"] == pytest.approx(0.75 * np.mean(weights * soft), rel=1e-4)
     assert logs["hard_loss"] == pytest.approx(0.25 * np.mean(weights * hard), rel=1e-4)
-    np.testing.assert_array_equal(model.predict(IMAGES, verbose=0), student.predict(IMAGES, verbose=0))
+    predicted = [network.predict(IMAGES, verbose=0) for network in (model, student)]
+    np.testing.assert_array_equal(*predicted)
 
 
 def test_mean_teacher_averages_and_learns_from_the_unlabelled():
@@ -243,12 +245,13 @@ def masked_autoencoder(size=8, ratio=0.75):
 
 
 def test_patches_go_there_and_back(rng):
-    model = masked_autoencoder()
     images = rng.normal(size=(3, 8, 8, 1)).astype("float32")
-    patches = model.patches(tf.constant(images))
+    patches = to_patches(images, 2)
     assert patches.shape == (3, 16, 4)
     np.testing.assert_array_equal(patches[1, 6], images[1, 2:4, 4:6].ravel())
-    np.testing.assert_array_equal(model.images(patches, (8, 8, 1)), images)
+    np.testing.assert_array_equal(from_patches(patches, 2, (8, 8, 1)), images)
+    with pytest.raises(ValueError, match="multiples of 3; received 8 x 8"):
+        to_patches(images, 3)
 
 
 def test_what_is_seen_returns_to_its_place_and_the_rest_is_the_hidden_code(rng):
@@ -268,7 +271,7 @@ def test_error_is_that_of_the_hidden_patches(rng):
     model.compile("sgd")
     images = rng.normal(size=(4, 8, 8, 1)).astype("float32")
     objective = model.objective(Batch(tf.constant(images)), training=False)
-    patches = model.patches(tf.constant(images))
+    patches = to_patches(images, 2)
     guesses, is_hidden = model.guess(patches, model.draw_seed(False))
     errors = np.mean((guesses - patches) ** 2, axis=2)[np.array(is_hidden) == 1]
     assert float(objective.total) == pytest.approx(errors.mean(), rel=1e-5)

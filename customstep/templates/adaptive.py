@@ -43,24 +43,17 @@ class AdaptiveGAN(GAN):
         gan = AdaptiveGAN(generator, discriminator, 64, augment=[RandomShift(3), RandomFlip()])
     """
 
-    def __init__(
-        self, generator, discriminator, latent_dim, *, augment, target=0.6, ramp=100_000, **kwargs
-    ):
+    def __init__(self, *args, augment, target=0.6, ramp=100_000, **kwargs):
         check_number("target", target, "(-1, 1)")
         check_number("ramp", ramp, "(0, inf)")
-        super().__init__(generator, discriminator, latent_dim, **kwargs)
+        super().__init__(*args, **kwargs)
         self.augment = check_processors("augment", augment)
         self.target, self.ramp = target, ramp
 
     def build(self, input_shape):
         if not self.built:
-            self.probability = self.add_weight(
-                name="probability",
-                shape=(),
-                initializer="zeros",
-                trainable=False,
-                aggregation="only_first_replica",
-            )
+            fixed = dict(trainable=False, aggregation="only_first_replica", name="probability")
+            self.probability = self.add_weight((), "zeros", **fixed)
 
     @property
     def terms(self):

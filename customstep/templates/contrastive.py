@@ -3,11 +3,11 @@
 import keras
 import tensorflow as tf
 
-from customstep import noise, replicas, variables
+from customstep import replicas, variables
 from customstep.checks import check_number
 from customstep.divergences import contrastive
 from customstep.losses import regularized, weighted_mean
-from customstep.processing import augmented, check_processors
+from customstep.processing import augmented_views, check_processors
 from customstep.step import Objective, StepModel, Update
 from customstep.stochastic import StochasticStep
 
@@ -103,8 +103,8 @@ class SimCLR(StochasticStep):
         )
 
     def contrastive_objective(self, batch, training):
-        seeds = noise.split(self.draw_seed(training), 2)
-        views = tf.concat([augmented(batch, self.augment, seed).x for seed in seeds], axis=0)
+        views = augmented_views(batch, self.augment, self.draw_seed(training))
+        views = tf.concat([view.x for view in views], axis=0)
         vectors = self.projector(self.encoder(views, training=training), training=training)
         pairs = tf.tile(replicas.places(batch.size), [2])
         losses = contrastive(vectors, pairs, self.temperature)

@@ -38,7 +38,7 @@ class Diffusion(NoiseToImage, StochasticStep):
         sampling_steps: of the sampler, at least 1.
         ema_decay: of the network's average, in `[0, 1)`.
         num_classes: None, or the number of classes. The data are then `(images, labels)`.
-        **kwargs: `name` and `dtype`, as for any layer.
+        **kw: `name` and `dtype`, as for any layer.
 
     Data are images in [-1, 1], best with a standard deviation near 1/2 or more.
 
@@ -56,35 +56,19 @@ class Diffusion(NoiseToImage, StochasticStep):
     terms = ("velocity_loss",)
 
     def __init__(
-        self,
-        network,
-        image_shape,
-        *,
-        sampling_steps=20,
-        ema_decay=0.999,
-        num_classes=None,
-        **kwargs,
+        self, network, image_shape, *, sampling_steps=20, ema_decay=0.999, num_classes=None, **kw
     ):
-        super().__init__(**kwargs)
-        check_integer("sampling_steps", sampling_steps, 1)
-        check_number("ema_decay", ema_decay, "[0, 1)")
+        super().__init__(**kw)
         self.network, self.ema_network = network, frozen_copy(network)
         self.image_shape = self.latent_shape = tuple(image_shape)
         self.sampling_steps, self.ema_decay = sampling_steps, ema_decay
         self.num_classes = num_classes
-        labels = None if num_classes is None else keras.KerasTensor((None,), "int32")
-        self(inputs_of(keras.KerasTensor((None, *self.image_shape)), labels))
+        self._check_arguments()
 
-    def call(self, inputs, training=False):
-        mixture, labels = inputs if self.num_classes else (inputs, None)
-        turn = math.pi / 2 / self.sampling_steps
-
-        def step(number, mixture):
-            angle = math.pi / 2 - turn * tf.cast(number, tf.float32)
-            velocity = self._velocity(self.ema_network, mixture, angle, labels, training)
-            return math.cos(turn) * mixture - math.sin(turn) * velocity
-
-        return keras.ops.fori_loop(0, self.sampling_steps, step, tf.cast(mixture, tf.float32))
+    def velocity(self, network, mixture, angle, labels, training):
+        angle = tf.broadcast_to(angle, (tf.shape(mixture)[0], 1))
+        inputs = [mixture, angle] if labels is None else [mixture, angle, labels]
+        return tf.cast(network(inputs, training=training), tf.float32)
 
     def objective(self, batch, training):
         x, labels = tf.cast(batch.x, tf.float32), batch.y if self.num_classes else None
@@ -92,7 +76,7 @@ class Diffusion(NoiseToImage, StochasticStep):
         angle = noise.uniform((batch.size, 1), of_angle) * (math.pi / 2)
         cosine, sine = (f(angle)[:, :, None, None] for f in (tf.cos, tf.sin))
         e = noise.normal(tf.shape(x), of_noise)
-        found = self._velocity(self.network, cosine * x + sine * e, angle, labels, training)
+        found = self.velocity(self.network, cosine * x + sine * e, angle, labels, training)
         error = (found - (cosine * e - sine * x)) ** 2
         loss = weighted_mean(error, batch.sample_weight)
         return Objective({"velocity_loss": regularized(loss, self.network)})
@@ -100,7 +84,19 @@ class Diffusion(NoiseToImage, StochasticStep):
     def after_step(self, batch):
         follow(self.ema_network, self.network, self.ema_decay, self.step)
 
-    def _velocity(self, network, mixture, angle, labels, training):
-        angle = tf.broadcast_to(angle, (tf.shape(mixture)[0], 1))
-        inputs = [mixture, angle] if labels is None else [mixture, angle, labels]
-        return tf.cast(network(inputs, training=training), tf.float32)
+    def call(self, inputs, training=False):
+        mixture, labels = inputs if self.num_classes else (inputs, None)
+        turn = math.pi / 2 / self.sampling_steps
+
+        def step(number, mixture):
+            angle = math.pi / 2 - turn * tf.cast(number, tf.float32)
+            velocity = self.velocity(self.ema_network, mixture, angle, labels, training)
+            return math.cos(turn) * mixture - math.sin(turn) * velocity
+
+        return keras.ops.fori_loop(0, self.sampling_steps, step, tf.cast(mixture, tf.float32))
+
+    def _check_arguments(self):
+        check_integer("sampling_steps", self.sampling_steps, 1)
+        check_number("ema_decay", self.ema_decay, "[0, 1)")
+        labels = None if self.num_classes is None else keras.KerasTensor((None,), "int32")
+        self(inputs_of(keras.KerasTensor((None, *self.image_shape)), labels))

@@ -43,14 +43,9 @@ class Distillation(StepModel):
 
     def __init__(self, student, teacher, *, temperature=4.0, hard_weight=0.1, **kwargs):
         super().__init__(**kwargs)
-        check_number("temperature", temperature, "(0, inf)")
-        check_number("hard_weight", hard_weight, "[0, 1]")
         self.student, self.teacher = student, teacher
         self.temperature, self.hard_weight = temperature, hard_weight
-        self.teacher.trainable = False
-
-    def call(self, x, training=False):
-        return self.student(x, training=training)
+        self._check_arguments()
 
     def objective(self, batch, training):
         hard = super().objective(batch, training)
@@ -62,3 +57,11 @@ class Distillation(StepModel):
             "soft_loss": (1 - self.hard_weight) * weighted_mean(soft, batch.sample_weight),
         }
         return Objective(terms, hard.y_pred)
+
+    def call(self, x, training=False):
+        return self.student(x, training=training)
+
+    def _check_arguments(self):
+        check_number("temperature", self.temperature, "(0, inf)")
+        check_number("hard_weight", self.hard_weight, "[0, 1]")
+        self.teacher.trainable = False

@@ -7,6 +7,7 @@ import tensorflow as tf
 from customstep import noise
 from customstep.checks import check_integer, check_number
 from customstep.losses import regularized, weighted_mean
+from customstep.patches import from_patches, to_patches
 from customstep.step import Objective
 from customstep.stochastic import StochasticStep
 
@@ -48,44 +49,16 @@ class MaskedAutoencoder(StochasticStep):
 
     def __init__(self, encoder, decoder, width, *, patch_size, mask_ratio=0.75, **kwargs):
         super().__init__(**kwargs)
-        check_integer("width", width, 1)
-        check_integer("patch_size", patch_size, 1)
-        check_number("mask_ratio", mask_ratio, "(0, 1)")
         self.encoder, self.decoder, self.width = encoder, decoder, width
         self.patch_size, self.mask_ratio = patch_size, mask_ratio
-        self.hidden_code = self.add_weight(name="hidden_code", shape=(width,), initializer="normal")
-
-    def call(self, x, training=False):
-        patches = self.patches(x)
-        places = tf.range(patches.shape[1]) + tf.zeros_like(patches[:, :, 0], "int32")
-        return tf.reduce_mean(self.encoder([patches, places], training=training), axis=1)
-
-    def objective(self, batch, training):
-        patches = tf.cast(self.patches(batch.x), tf.float32)
-        guesses, is_hidden = self.guess(patches, self.draw_seed(training), training)
-        errors = tf.reduce_mean((guesses - patches) ** 2, axis=2) * is_hidden
-        errors = tf.reduce_sum(errors, axis=1) / tf.reduce_sum(is_hidden, axis=1)
-        loss = weighted_mean(errors, batch.sample_weight)
-        return Objective({"patch_loss": regularized(loss, self)})
-
-    def patches(self, images):
-        """The patches of images, row by row: `(batch, n, patch_size ** 2 * channels)`."""
-        p, (_, height, width, channels) = self.patch_size, images.shape
-        x = tf.reshape(images, (-1, height // p, p, width // p, p, channels))
-        shape = (-1, height * width // p**2, p**2 * channels)
-        return tf.reshape(tf.transpose(x, (0, 1, 3, 2, 4, 5)), shape)
-
-    def images(self, patches, shape):
-        """The images of shape `(height, width, channels)` that `patches` were made of."""
-        p, (height, width, channels) = self.patch_size, shape
-        x = tf.reshape(patches, (-1, height // p, width // p, p, p, channels))
-        return tf.reshape(tf.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, *shape))
+        self._check_arguments()
+        self.hidden_code = self.add_weight((width,), "normal", name="hidden_code")
 
     def guess(self, patches, seed, training=False):
         """All patches as the decoder guesses them, and which of them were hidden.
 
         Args:
-            patches: float32 `(batch, n, size)`.
+            patches: float `(batch, n, size)`.
             seed: int64 `(2,)`, of the choice.
             training: as the objective is given it.
 
@@ -100,8 +73,21 @@ class MaskedAutoencoder(StochasticStep):
         codes = self.encoder([tf.gather(patches, places, batch_dims=1), places], training=training)
         hidden = tf.cast(self.hidden_code, codes.dtype) + tf.zeros_like(codes[:, :1])
         codes = tf.gather(tf.concat([codes, hidden], axis=1), tf.minimum(rank, seen), batch_dims=1)
-        guesses = tf.cast(self.decoder(codes, training=training), tf.float32)
-        return guesses, tf.cast(rank >= seen, tf.float32)
+        guesses = self.decoder(codes, training=training)
+        return tf.cast(guesses, tf.float32), tf.cast(rank >= seen, tf.float32)
+
+    def objective(self, batch, training):
+        patches = to_patches(tf.cast(batch.x, tf.float32), self.patch_size)
+        guesses, is_hidden = self.guess(patches, self.draw_seed(training), training)
+        errors = tf.reduce_mean((guesses - patches) ** 2, axis=2) * is_hidden
+        errors = tf.reduce_sum(errors, axis=1) / tf.reduce_sum(is_hidden, axis=1)
+        loss = weighted_mean(errors, batch.sample_weight)
+        return Objective({"patch_loss": regularized(loss, self)})
+
+    def call(self, x, training=False):
+        patches = to_patches(x, self.patch_size)
+        places = tf.range(patches.shape[1]) + tf.zeros_like(patches[:, :, 0], "int32")
+        return tf.reduce_mean(self.encoder([patches, places], training=training), axis=1)
 
     def reconstruct(self, images, seed=0):
         """What is seen of images, the rest black, and the same with the hidden patches guessed.
@@ -114,11 +100,14 @@ class MaskedAutoencoder(StochasticStep):
             Two float32 numpy arrays of the images' shape.
         """
         images = np.asarray(images, "float32")
-        patches = self.patches(tf.constant(images))
+        patches = to_patches(tf.constant(images), self.patch_size)
         guesses, is_hidden = self.guess(patches, (seed, 0))
         is_hidden = is_hidden[..., None]
         black = tf.reduce_min(patches)
-        return tuple(
-            self.images(is_hidden * there + (1 - is_hidden) * patches, images.shape[1:]).numpy()
-            for there in (black, guesses)
-        )
+        shown = (is_hidden * there + (1 - is_hidden) * patches for there in (black, guesses))
+        return tuple(from_patches(one, self.patch_size, images.shape[1:]).numpy() for one in shown)
+
+    def _check_arguments(self):
+        check_integer("width", self.width, 1)
+        check_integer("patch_size", self.patch_size, 1)
+        check_number("mask_ratio", self.mask_ratio, "(0, 1)")

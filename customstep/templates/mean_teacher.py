@@ -1,15 +1,14 @@
 """A classifier that learns from few labels, and from agreeing with itself on all other examples."""
 
 import keras
-import tensorflow as tf
 
-from customstep import noise, variables
+from customstep import variables
 from customstep.averages import follow, frozen_copy
 from customstep.checks import check_number
+from customstep.divergences import probability_gap
 from customstep.losses import weighted_mean
-from customstep.processing import augmented, check_processors
+from customstep.processing import augmented_views, check_processors
 from customstep.schedules import check_weight, weight_at
-from customstep.step import Objective
 from customstep.stochastic import StochasticStep
 
 __all__ = ["MeanTeacher"]
@@ -50,32 +49,29 @@ class MeanTeacher(StochasticStep):
 
     terms = ("supervised_loss", "consistency_loss")
 
-    def __init__(
-        self, student, *, augment=(), consistency_weight=10.0, ema_decay=0.99, **kwargs
-    ):
+    def __init__(self, student, *, augment=(), consistency_weight=10.0, ema_decay=0.99, **kwargs):
         super().__init__(**kwargs)
-        check_weight("consistency_weight", consistency_weight)
-        check_number("ema_decay", ema_decay, "[0, 1)")
         self.student, self.teacher = student, frozen_copy(student, "teacher")
         self.augment = check_processors("augment", augment)
         self.consistency_weight, self.ema_decay = consistency_weight, ema_decay
+        self._check_arguments()
+
+    def objective(self, batch, training):
+        augment = self.augment if training else ()
+        first, second = augmented_views(batch, augment, self.draw_seed(training))
+        known = super().objective(first, training)  # of the examples that have a label
+        with variables.without_effects(self.teacher.variables):
+            opinion = self.teacher(second.x, training=False)
+        gap = weighted_mean(probability_gap(opinion, known.y_pred))
+        gap *= weight_at(self.consistency_weight, self.step)
+        return known._replace(terms={"supervised_loss": known.total, "consistency_loss": gap})
+
+    def after_step(self, batch):
+        follow(self.teacher, self.student, self.ema_decay, self.step)
 
     def call(self, x, training=False):
         return (self.student if training else self.teacher)(x, training=training)
 
-    def objective(self, batch, training):
-        views = [batch, batch]
-        if training:
-            seeds = noise.split(self.draw_seed(training), 2)
-            views = [augmented(batch, self.augment, seed) for seed in seeds]
-        supervised = super().objective(views[0], training)
-        with variables.without_effects(self.teacher.variables):
-            opinion = tf.stop_gradient(tf.nn.softmax(self.teacher(views[1].x, training=False)))
-        gaps = (tf.nn.softmax(supervised.y_pred) - opinion) ** 2
-        weight = weight_at(self.consistency_weight, self.step)
-        consistency = weight * weighted_mean(gaps)
-        terms = {"supervised_loss": supervised.total, "consistency_loss": consistency}
-        return Objective(terms, supervised.y_pred)
-
-    def after_step(self, batch):
-        follow(self.teacher, self.student, self.ema_decay, self.step)
+    def _check_arguments(self):
+        check_weight("consistency_weight", self.consistency_weight)
+        check_number("ema_decay", self.ema_decay, "[0, 1)")

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from customstep import noise
 from customstep.checks import check_integer
-from customstep.divergences import gaussian_kl
+from customstep.divergences import bernoulli_nats, gaussian_kl
 from customstep.losses import regularized, weighted_mean
 from customstep.schedules import check_weight, weight_at
 from customstep.step import Objective
@@ -50,10 +50,19 @@ class VAE(ImageSampler, StochasticStep):
 
     def __init__(self, encoder, decoder, latent_dim, *, kl_weight=1.0, **kwargs):
         super().__init__(**kwargs)
-        check_integer("latent_dim", latent_dim, 1)
-        check_weight("kl_weight", kl_weight)
         self.encoder, self.decoder = encoder, decoder
         self.latent_dim, self.kl_weight = latent_dim, kl_weight
+        self._check_arguments()
+
+    def objective(self, batch, training):
+        mean, log_variance = self.encode(batch.x, training)
+        draw = tf.cast(noise.normal(tf.shape(mean), self.draw_seed(training)), mean.dtype)
+        logits = self.decode(mean + tf.exp(log_variance / 2) * draw, batch.x.shape, training)
+        nats = weighted_mean(bernoulli_nats(batch.x, logits), batch.sample_weight)
+        kl = weighted_mean(gaussian_kl(mean, log_variance), batch.sample_weight)
+        weighted_kl = weight_at(self.kl_weight, self.step) * kl
+        terms = {"reconstruction_loss": regularized(nats, self), "weighted_kl": weighted_kl}
+        return Objective(terms, logs={"kl": kl})
 
     @property
     def latent_shape(self):
@@ -61,7 +70,7 @@ class VAE(ImageSampler, StochasticStep):
 
     def call(self, x, training=False):
         mean, _ = self.encode(x, training)
-        return self.decoder(mean, training=training)
+        return self.decode(mean, x.shape, training)
 
     def encode(self, x, training=False):
         """Means and logarithms of the variances of the codes, each `(batch, latent_dim)`."""
@@ -69,20 +78,11 @@ class VAE(ImageSampler, StochasticStep):
         self._check_fit("encoder", (2 * self.latent_dim,), numbers.shape[1:])
         return tf.split(numbers, 2, axis=-1)
 
-    def objective(self, batch, training):
-        mean, log_variance = self.encode(batch.x, training)
-        draw = tf.cast(noise.normal(tf.shape(mean), self.draw_seed(training)), mean.dtype)
-        logits = self.decoder(mean + tf.exp(log_variance / 2) * draw, training=training)
-        self._check_fit("decoder", batch.x.shape[1:], logits.shape[1:])
-        x, logits = (tf.cast(images, tf.float32) for images in (batch.x, logits))
-        pixels = tf.nn.sigmoid_cross_entropy_with_logits(x, logits)
-        nats = tf.reduce_sum(tf.reshape(pixels, (batch.size, -1)), axis=1)
-        kl = weighted_mean(gaussian_kl(mean, log_variance), batch.sample_weight)
-        terms = {
-            "reconstruction_loss": regularized(weighted_mean(nats, batch.sample_weight), self),
-            "weighted_kl": weight_at(self.kl_weight, self.step) * kl,
-        }
-        return Objective(terms, logs={"kl": kl})
+    def decode(self, codes, shape, training=False):
+        """The logits of images of shape `(batch, ...)`."""
+        logits = self.decoder(codes, training=training)
+        self._check_fit("decoder", shape[1:], logits.shape[1:])
+        return logits
 
     def postprocess(self, outputs):
         return tf.sigmoid(tf.cast(outputs, tf.float32))
@@ -90,6 +90,10 @@ class VAE(ImageSampler, StochasticStep):
     def generate(self, latents, labels=None):
         logits = self.decoder.predict(latents, batch_size=256, verbose=0)
         return self.postprocess(logits).numpy()
+
+    def _check_arguments(self):
+        check_integer("latent_dim", self.latent_dim, 1)
+        check_weight("kl_weight", self.kl_weight)
 
     def _check_fit(self, name, expected, received):
         if tuple(expected) != tuple(received):
