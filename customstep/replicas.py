@@ -25,6 +25,7 @@ __all__ = [
     "leave",
     "meet",
     "of_examples",
+    "on_examples",
     "parts",
     "places",
     "several_workers",
@@ -127,6 +128,32 @@ def gathered(tensor):
     if count() == 1:
         return tensor
     return tf.distribute.get_replica_context().all_gather(tensor, axis=0)
+
+
+def on_examples(call, inputs):
+    """What `call` makes of inputs, also on a replica that has none of them.
+
+    Two convolutions in a row, fused into one operation, fail on an empty batch (TensorFlow 2.21).
+    So one example of zeros takes its place, and what is made of it is cut off.
+
+    Args:
+        call: callable of the inputs that returns tensors with one row for each example.
+        inputs: tensor, or a nest of them, `(batch, ...)`.
+    """
+    if count() == 1:
+        return call(inputs)
+    present = [tensor for tensor in keras.tree.flatten(inputs) if tensor is not None]
+    size = tf.shape(present[0])[0]
+
+    def padded(tensor):
+        if tensor is None:
+            return None
+        rows = tf.cast(tf.equal(size, 0), tf.int32)
+        shape = tf.concat([[rows], tf.shape(tensor)[1:]], axis=0)
+        return tf.concat([tensor, tf.zeros(shape, tensor.dtype)], axis=0)
+
+    outputs = call(keras.tree.map_structure(padded, inputs, none_is_leaf=True))
+    return keras.tree.map_structure(lambda tensor: tensor[:size], outputs)
 
 
 def whole_gradients(gradients):

@@ -286,7 +286,7 @@ class StepModel(CompiledModel):
 
     def predict_step(self, data):
         batch = self._receive(data, training=False)
-        return self.postprocess(self(batch.x, training=False))
+        return self.postprocess(replicas.on_examples(self, batch.x))
 
     def descend(self, update, batch):
         """One descent: gradients, the rate in force, and the optimizer's step.

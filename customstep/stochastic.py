@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from customstep import noise
+from customstep import noise, replicas
 from customstep.checks import as_array, check_integer, check_number
 from customstep.step import StepModel
 
@@ -142,7 +142,7 @@ class NoiseToImage(ImageSampler):
 
     def predict_step(self, data):
         latents, _, _ = keras.utils.unpack_x_y_sample_weight(data)  # `preprocess` is for images
-        return self.postprocess(self(latents, training=False))
+        return self.postprocess(replicas.on_examples(self, latents))
 
     def postprocess(self, outputs):
         """Images as float32, held within `image_range`."""

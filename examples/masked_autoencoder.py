@@ -7,7 +7,8 @@ A small transformer sees 12 of the 49 patches of an image, another one guesses t
 `runs/masked_autoencoder/` it leaves `grid.png`, test images as they are seen, guessed and true,
 and the model, `masked_autoencoder.keras`. If killed, the same command resumes it.
 
-MEASURED
+Measured on two busy cores in bfloat16: 203 s in all. The squared error of a hidden pixel of a test
+image is 0.034, that of the mean image 0.087; `assets/masked_autoencoder.png` is the picture.
 
 He et al. 2022 (arXiv:2111.06377).
 """

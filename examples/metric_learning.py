@@ -8,7 +8,8 @@ embedding that is trained to have it so. In `runs/metric_learning/` it leaves `n
 image of each class and the seven that are nearest, and the model, `embedding.keras`. If killed,
 the same command resumes it.
 
-MEASURED
+Measured on two busy cores in bfloat16: 54 s in all. The nearest by pixels is of the same class in
+76.8 %, by the embedding in 84.5 %; `assets/metric_learning.png` is the picture.
 
 Khosla et al. 2020 (arXiv:2004.11362).
 """

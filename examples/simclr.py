@@ -8,7 +8,8 @@ probe reads its codes, with the labels of 200 images; it is compared with the sa
 trained from these labels alone. In `runs/simclr/` it leaves `views.png`, `history.png` and the
 model, `simclr.keras`. If killed, the same command resumes it.
 
-MEASURED
+Measured on two busy cores in bfloat16: 141 s in all. 200 labels alone: 74.9 % of the test images
+right; a linear probe of the codes with the same labels: 77.7 %.
 
 Chen et al. 2020 (arXiv:2002.05709).
 """
@@ -29,7 +30,7 @@ BATCH_SIZE = 250  # images in a step, two views of each
 EPOCHS = 25  # 40 steps each on the embedded data set
 LEARNING_RATE = 2e-3  # falling to 0 over the second half
 TEMPERATURE = 0.2
-CODES = 128  # numbers in a code
+CODES = 4 * 4 * 128  # numbers in a code
 VIEW = [
     processing.RandomResizedCrop(0.4),
     processing.RandomFlip(),
@@ -50,8 +51,7 @@ def build_encoder(channels):
     for filters, strides in ((32, 2), (64, 2), (128, 2)):
         x = layers.Conv2D(filters, 3, strides, padding="same", use_bias=False)(x)
         x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
-    x = layers.Dense(CODES, activation="relu")(layers.Flatten()(x))
-    return keras.Model(images, layers.Activation("linear", dtype="float32")(x))
+    return keras.Model(images, layers.Activation("linear", dtype="float32")(layers.Flatten()(x)))
 
 
 def build_head(units, hidden=None):

@@ -15,6 +15,7 @@ import tokenize
 
 STEP = ("updates", "objective", "judge", "after_step")  # how the names of its methods end
 LAYOUT = (tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT)
+LAYOUT += (tokenize.ENDMARKER,)
 ROOT = pathlib.Path(__file__).parent.parent
 
 # Algorithm: the file, the class or call in it, and the lines of the public example or None.

@@ -414,7 +414,7 @@ def cycle_gan_compiled():
 
 def vae():
     decoder = [keras.Input((3,)), layers.Dense(16, dtype="float32"), layers.Reshape((4, 4, 1))]
-    growing = keras.optimizers.schedules.PolynomialDecay(0.0, 5, 1.0)
+    growing = keras.optimizers.schedules.PolynomialDecay(0.2, 5, 1.0)
     return VAE(image_network(6), keras.Sequential(decoder), 3, kl_weight=growing)
 
 
@@ -432,7 +432,7 @@ def distillation():
 
 
 def mean_teacher():
-    growing = keras.optimizers.schedules.PolynomialDecay(0.0, 5, 10.0)
+    growing = keras.optimizers.schedules.PolynomialDecay(1.0, 5, 10.0)
     return MeanTeacher(image_network(3, "l2"), augment=VIEWS, consistency_weight=growing)
 
 
@@ -565,7 +565,7 @@ DESCRIPTORS = (
     Descriptor(
         "MaskedAutoencoder",
         masked_autoencoder,
-        adam_compiled,
+        lambda: dict(optimizer=Adam(1e-3)),
         Batch(IMAGES),
         IMAGES[:5],
         alone=False,

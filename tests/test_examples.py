@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import re
 
 import keras
 import numpy as np
@@ -15,6 +16,11 @@ from tests.soak import SOAK
 EXAMPLES = sorted((pathlib.Path(__file__).parent.parent / "examples").glob("*.py"))
 TRAINED = [path for path in EXAMPLES if "--fresh" in path.read_text(encoding="utf-8")]
 QUICK = ("dcgan", "scheduled_classifier", "sharpness_aware")  # the last one of several fits
+ZOO = [
+    path
+    for path in EXAMPLES
+    if "scripts.begin" in path.read_text(encoding="utf-8") and path.stem not in QUICK
+]
 KILLED = [path for path in TRAINED if SOAK or path.stem in QUICK]
 
 
@@ -32,6 +38,23 @@ def test_example_has_the_skeleton(path):
     assert "--smoke" in example.__doc__
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 150
     assert callable(example.main) and callable(example.load_data)
+
+
+@pytest.mark.parametrize("path", ZOO, ids=lambda path: path.stem)
+def test_example_of_the_zoo_leaves_what_it_promises(path, tmp_path):
+    example = load(path)
+    keras.utils.clear_session()
+    example.main(["--smoke", "--out", str(tmp_path)])
+    keras.mixed_precision.set_global_policy("float32")
+    left = {file.name for file in tmp_path.iterdir()}
+    promised = set(re.findall(r"`(\w+\.(?:png|gif|keras))`", example.__doc__))
+    assert promised and promised <= left
+    for name in promised:
+        if name.endswith(".keras"):
+            keras.models.load_model(tmp_path / name)
+        else:
+            with Image.open(tmp_path / name) as image:
+                assert np.ptp(np.asarray(image.convert("L"))) > 0
 
 
 @pytest.fixture(scope="module")

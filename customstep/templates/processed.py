@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from customstep import replicas
 from customstep.processing import augmented, check_processors
 from customstep.stochastic import StochasticStep
 
@@ -71,9 +72,9 @@ class Processed(StochasticStep):
 
     def predict_step(self, data):
         batch = self._receive(data, training=False)
-        outputs = [self(batch.x, training=False)]
+        outputs = [replicas.on_examples(self, batch.x)]
         for view in self.views:
-            outputs.append(view.outputs(self(view.infer(batch).x, training=False)))
+            outputs.append(view.outputs(replicas.on_examples(self, view.infer(batch).x)))
         return self.postprocess(keras.tree.map_structure(_mean, *outputs))
 
     def postprocess(self, outputs):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.descriptors import equal, fit, state
-from tests.soak import SOAK
+from tests.descriptors import DESCRIPTORS, equal, fit, state
+from tests.soak import by_turns
 
 BATCH = 8  # examples in a batch of `fit`, of which there are three
 
@@ -49,11 +49,24 @@ def on_devices(model, strategy=None):
     return [np.array(part) for replicas in parts for part in replicas]
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [{}, {"run_eagerly": True}, *[{"jit_compile": True}] * SOAK],
-    ids=lambda mode: next(iter(mode), "graph"),
-)
+SKIPPING = {"graph": {}, "eager": {"run_eagerly": True}, "xla": {"jit_compile": True}}
+STOPPING = {  # name: the mode, the value and how it is called
+    "graph": ({}, np.nan, "NaN"),
+    "eager": ({"run_eagerly": True}, np.inf, "infinite"),
+    "steps_per_execution": ({"steps_per_execution": 3}, -np.inf, "infinite"),
+}
+
+
+def over(modes):
+    """Every descriptor in every mode; by turns where not all is tried."""
+    pairs = [
+        pytest.param(descriptor, modes[name], id=f"{descriptor.name}-{name}")
+        for descriptor, name in by_turns(DESCRIPTORS, list(modes))
+    ]
+    return pytest.mark.parametrize("descriptor, mode", pairs)
+
+
+@over(SKIPPING)
 def test_bad_batches_are_skipped_and_leave_nothing_spoiled(descriptor, mode):
     """Of three batches one has NaN and one infinity, both in their first example."""
     model = make(descriptor, nonfinite="skip", **mode)
@@ -69,16 +82,9 @@ def test_bad_batches_are_skipped_and_leave_nothing_spoiled(descriptor, mode):
         assert np.isfinite(array).all()
 
 
-@pytest.mark.parametrize(
-    "mode, value, kind",
-    [
-        ({}, np.nan, "NaN"),
-        ({"run_eagerly": True}, np.inf, "infinite"),
-        ({"steps_per_execution": 3}, -np.inf, "infinite"),
-    ],
-    ids=["graph", "eager", "steps_per_execution"],
-)
-def test_bad_batch_stops_training_as_it_was_before_that_batch(descriptor, mode, value, kind):
+@over(STOPPING)
+def test_bad_batch_stops_training_as_it_was_before_that_batch(descriptor, mode):
+    mode, value, kind = mode
     model, expected = make(descriptor, nonfinite="stop", **mode), make(descriptor, **mode)
     first = sees_inputs(model).name
     message = f"^The update '{first}' is not finite in step 1: .* {kind} values in its inputs"
