@@ -8,7 +8,8 @@ images are of which domain and no more. As the true way from one to the
 other is known here, its error can be measured. In `runs/cycle_gan/` it leaves `grid.png` and the
 model, `cycle_gan.keras`. If killed, the same command resumes it.
 
-MEASURED
+Measured on two busy cores in bfloat16: 249 s in all. A to B is wrong by 5.7 % of the range on
+average; B to A 88.6 % of the images are recognized as what they were: `assets/cycle_gan.png`.
 
 Zhu et al. 2017 (arXiv:1703.10593).
 """

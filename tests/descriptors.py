@@ -376,12 +376,12 @@ VIEWS = [processing.RandomShift(1), processing.RandomFlip()]
 
 
 def image_network(units, kernel_regularizer=None):
-    """Images `(4, 4, 1)` to some numbers, with batch norm."""
+    """Images `(4, 4, 1)` to some numbers, with batch norm of one set of statistics for all."""
     return keras.Sequential(
         [
             keras.Input((4, 4, 1)),
             layers.Conv2D(4, 3, 2, use_bias=False, kernel_regularizer=kernel_regularizer),
-            layers.BatchNormalization(),
+            layers.BatchNormalization(synchronized=True),
             layers.ReLU(),
             layers.Flatten(),
             layers.Dense(units, dtype="float32"),

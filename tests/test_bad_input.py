@@ -850,7 +850,7 @@ def models(tmp_path_factory):
         "argument": lambda config, metadata: config["config"].update(depth=3),
         "field": lambda config, metadata: config["config"]["loss"]["config"].update(slope=3),
         "class": lambda config, metadata: config.update(
-            class_name="Diffusion", registered_name="customstep>Diffusion"
+            class_name="Consistency", registered_name="customstep>Consistency"
         ),
         "keras": lambda config, metadata: (
             metadata.update(keras_version="99.1.0"),
@@ -906,7 +906,7 @@ def one_line(capsys, main, prog):
     Case("code", "unsafe", "cannot be loaded.*(unsafe|safe_mode|arbitrary code|lambda)"),
     Case("argument of a newer class", "argument", "GAN has arguments.*here: depth"),
     Case("field of a newer loss", "field", "NonSaturating has arguments.*here: slope"),
-    Case("newer class", "class", "cannot be loaded.*'Diffusion'"),
+    Case("newer class", "class", "cannot be loaded.*'Consistency'"),
     Case("newer Keras", "keras", "newer version.*received a file of keras 99.1.0.*depth"),
     Case("newer customstep", "customstep", "newer version.*customstep 99.2.0.*depth"),
 )

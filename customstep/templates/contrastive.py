@@ -62,6 +62,8 @@ class SimCLR(StochasticStep):
     the encoder: its metrics say during training what the codes are worth. `predict` is the probe.
 
     An image whose label is not known has sample weight 0, which leaves it out of the probe's loss.
+    On several replicas use `BatchNormalization(synchronized=True)`: otherwise each has statistics
+    of its own where the probe reads the codes, of which one is saved.
 
     Chen et al. 2020 (arXiv:2002.05709), algorithm 1.
 

@@ -26,6 +26,9 @@ class MeanTeacher(StochasticStep):
     Keras divides the loss by the number of all examples, so give the others the weight batch size
     / labelled examples in a batch.
 
+    On several replicas use `BatchNormalization(synchronized=True)`: otherwise each replica has a
+    teacher with statistics of its own, of which one is saved.
+
     Tarvainen and Valpola 2017 (arXiv:1703.01780); Laine and Aila 2017 (arXiv:1610.02242) for a
     weight that grows from 0.
 

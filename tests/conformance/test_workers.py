@@ -49,7 +49,9 @@ def test_two_workers_equal_one_process_and_resume(tmp_path, two_replicas):
             np.testing.assert_allclose(found[name], values, rtol=1e-5, err_msg=name)
         trained = arrays(folder / "state.npz")
         for wanted, value in zip(state(model), trained.values(), strict=True):
-            np.testing.assert_allclose(value, wanted, atol=1e-6, err_msg=descriptor.name)
+            np.testing.assert_allclose(
+                value, wanted, rtol=1e-5, atol=1e-6, err_msg=descriptor.name
+            )
         outputs = model.predict(descriptor.predicts, batch_size=2, verbose=0)
         outputs = outputs.values() if isinstance(outputs, dict) else [outputs]
         for wanted, value in zip(outputs, arrays(folder / "predictions.npz").values(), strict=True):
