@@ -16,7 +16,9 @@ import customstep
 FOLDER = pathlib.Path(customstep.__file__).parent
 MODULES = [name for _, name, _ in pkgutil.walk_packages([str(FOLDER)], "customstep.")]
 LEAVES = (
+    "averages",
     "checks",
+    "divergences",
     "evaluation",
     "features",
     "conditions",
@@ -29,6 +31,7 @@ LEAVES = (
     "noise",
     "nonfinite",
     "optimizers",
+    "patches",
     "pictures",
     "processing",
     "replicas",
