@@ -77,7 +77,8 @@ class GradientReversal(keras.layers.Layer):
         self.weight = weight
 
     def call(self, inputs):
-        return (1 + self.weight) * tf.stop_gradient(inputs) - self.weight * inputs
+        fixed = tf.stop_gradient(inputs)
+        return fixed - self.weight * (inputs - fixed)  # of which the last part is 0
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -3,6 +3,7 @@
 import contextlib
 import keyword
 import pathlib
+import sys
 
 from customstep.files import atomic_path
 
@@ -12,16 +13,17 @@ KINDS = ("gan", "classifier", "auxiliary", "frozen", "step")
 
 _FOLDER = pathlib.Path(__file__).parent / "scaffolds"
 _NAME = "my_model"  # in the files, in the place of the script's
+_IMPORTED = ("customstep", "keras", "matplotlib", "numpy", "pytest", "tensorflow")
 _TEST = '''"""Does my_model.py train, and can what it saves be loaded?"""
 
 import keras
 import numpy as np
 
-import my_model
+import my_model as script
 
 
 def test_it_trains_and_is_saved_whole(tmp_path):
-    history = my_model.main(["--smoke", "--out", str(tmp_path)]).history
+    history = script.main(["--smoke", "--out", str(tmp_path)]).history
     assert all(np.isfinite(values).all() for values in history.values())
     model = keras.models.load_model(tmp_path / "model.keras")
     assert model.steps == 8  # two epochs of four; `fit` goes on from here
@@ -53,6 +55,12 @@ def write_scaffold(path, kind):
         raise ValueError(
             f"'{path}' cannot be imported by its test. Expected the name of a Python module, "
             f"such as my_model.py; received '{path.name}'. Use letters, digits and underscores."
+        )
+    if path.stem in sys.stdlib_module_names or path.stem in _IMPORTED:
+        raise ValueError(
+            f"'{path}' would hide another module. Expected a name that is not taken, such as "
+            f"my_{path.name}; received that of a module which the script or its test imports. "
+            "Choose another name."
         )
     texts = {
         path: (_FOLDER / f"{kind}.py").read_text(encoding="utf-8"),

@@ -18,9 +18,9 @@ class StochasticStep(StepModel):
     """A `StepModel` whose objective draws noise: from `draw_seed`, which is part of the model.
 
     Training draws other noise in every step and on every replica, and a run that is resumed draws
-    what it would have drawn. Evaluation draws the same noise every time, by an example's place in
-    the data set, so that two evaluations differ by the weights alone, and leaves that of the
-    training as it is.
+    what it would have drawn. Evaluation of the same batches draws the same noise every time, by a
+    batch's place in the data set, so that two evaluations differ by the weights alone, and leaves
+    that of the training as it is.
 
     Example:
 
@@ -49,7 +49,7 @@ class StochasticStep(StepModel):
         """
         if training:
             return noise.draw_seed(self.seeds)
-        return tf.stack([tf.constant(use, tf.int64), tf.cast(self.examples, tf.int64)])
+        return tf.stack([use + 2**32 * replicas.index(), tf.cast(self.examples, tf.int64)])
 
 
 class ImageSampler:

@@ -51,6 +51,8 @@ def test_command_writes_a_script_that_runs_from_anywhere(tmp_path):
         ("mine.txt", "Expected the name of a Python module, such as my_model.py; received 'mine"),
         ("my-model.py", "Use letters, digits and underscores"),
         ("class.py", "received 'class.py'"),
+        ("keras.py", "would hide another module.*such as my_keras.py"),
+        ("random.py", "would hide another module"),
         ("taken.py", "taken.py' exists already.*left as it is"),
         ("tested.py", "test_tested.py' exists already"),
     ],

@@ -28,7 +28,8 @@ class MyModel(StepModel):
         code = self.encoder(batch.x, training=training)
         error = (self.decoder(code, training=training) - batch.x) ** 2
         sparsity = self.sparsity_weight * losses.weighted_mean(tf.abs(code), batch.sample_weight)
-        return Objective({"error": losses.weighted_mean(error), "sparsity": sparsity})
+        error = losses.weighted_mean(error, batch.sample_weight)
+        return Objective({"error": error, "sparsity": sparsity})
 
 
 def load_data(dataset, split, smoke):

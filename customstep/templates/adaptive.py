@@ -75,6 +75,7 @@ class AdaptiveGAN(GAN):
         signs = tf.sign(tf.cast(batch.made["real_logits"], tf.float32))
         signs = tf.reduce_mean(tf.reshape(signs, (tf.shape(signs)[0], -1)), axis=1)
         total, count = replicas.total([tf.reduce_sum(signs), tf.cast(tf.size(signs), tf.float32)])
-        step = tf.sign(total - self.target * count) * count / self.ramp
+        seen = count * self.discriminator_steps  # `made` is of the last part of the batch
+        step = tf.sign(total - self.target * count) * seen / self.ramp
         step = tf.where(tf.math.is_nan(step), 0.0, step)  # of a batch that `nonfinite` skips
         self.probability.assign(tf.clip_by_value(self.probability + step, 0.0, 1.0))

@@ -26,7 +26,8 @@ class CycleGAN(StepModel):
         to_b, to_a: built networks from images of one domain to those of the other, of different
             names.
         judge_b, judge_a: built networks from images to logits, `(batch, 1)` or one for each patch.
-        loss: a pair of losses for both games; `losses.LeastSquares()`, the paper's, by default.
+        loss: a pair of losses for both games; `losses.LeastSquares()` by default, whose generator's
+            half is half of the paper's, so that the weights count twice as much beside it.
         cycle_weight: of the way there and back, at least 0.
         identity_weight: of what is in the domain already, at least 0.
         **kw: `name` and `dtype`, as for any layer.
@@ -73,7 +74,8 @@ class CycleGAN(StepModel):
         for there, back, judge, x, y in self.directions(batch):
             fake = made[there.name] = there(x, training=training)
             with variables.without_effects(judge.variables):
-                game = self.loss.generator(None, judge(fake, training=training))
+                real = judge(y, training=training) if self.loss.relativistic else None
+                game = self.loss.generator(real, judge(fake, training=training))
             deceived += regularized(game, there)
             cycle += weighted_mean(absolute_error(back(fake, training=training), x), weights)
             identity += weighted_mean(absolute_error(there(y, training=training), y), weights)

@@ -24,7 +24,7 @@ class Diffusion(NoiseToImage, StochasticStep):
     noise at pi/2. The network sees the mixture and the angle and predicts the velocity along the
     way, v = cos(a) e - sin(a) x. A step of the sampler turns the mixture back by an angle d, which
     takes it to cos(d) z - sin(d) v. `predict` and `sample` do so `sampling_steps` times, from noise
-    to images, with a moving average of the network.
+    to images, with a moving average of the network; `evaluate` is of the network itself.
 
     Song, Meng and Ermon 2021 (arXiv:2010.02502), equation 12, for the sampler without noise of its
     own; Salimans and Ho 2022 (arXiv:2202.00512), appendix D, for the velocity and the angle; Ho,

@@ -5,7 +5,7 @@ import keras
 from customstep import variables
 from customstep.checks import check_number
 from customstep.divergences import softened_kl
-from customstep.losses import weighted_mean
+from customstep.losses import regularized, weighted_mean
 from customstep.step import Objective, StepModel
 
 __all__ = ["Distillation"]
@@ -52,9 +52,10 @@ class Distillation(StepModel):
         with variables.without_effects(self.teacher.variables):
             answers = self.teacher(batch.x, training=False)
         soft = softened_kl(answers, hard.y_pred, self.temperature)
+        soft = regularized(weighted_mean(soft, batch.sample_weight), self.student)  # as `hard` is
         terms = {
             "hard_loss": self.hard_weight * hard.total,
-            "soft_loss": (1 - self.hard_weight) * weighted_mean(soft, batch.sample_weight),
+            "soft_loss": (1 - self.hard_weight) * soft,
         }
         return Objective(terms, hard.y_pred)
 

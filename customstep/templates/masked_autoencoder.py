@@ -66,7 +66,7 @@ class MaskedAutoencoder(StochasticStep):
             float32 `(batch, n, size)`; float32 `(batch, n)`, 1 where it was hidden, else 0.
         """
         count = patches.shape[1]
-        seen = max(1, round(count * (1 - self.mask_ratio)))
+        seen = min(count - 1, max(1, round(count * (1 - self.mask_ratio))))
         order = tf.argsort(noise.uniform((tf.shape(patches)[0], count), seed), axis=1)
         rank = tf.argsort(order, axis=1)  # of each patch in that order
         places = order[:, :seen]

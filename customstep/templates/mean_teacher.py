@@ -20,7 +20,7 @@ class MeanTeacher(StochasticStep):
 
     The student minimizes the loss passed to `compile`, and on all examples the squared difference
     of its class probabilities from the teacher's, who sees the example augmented otherwise.
-    `evaluate` and `predict` ask the teacher.
+    `evaluate` and `predict` ask the teacher, so that its consistency loss is 0 there.
 
     An example whose label is not known has sample weight 0: it counts in the second term alone.
     Keras divides the loss by the number of all examples, so give the others the weight batch size
