@@ -17,7 +17,6 @@ import numbers
 from collections.abc import Mapping
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from customstep import noise

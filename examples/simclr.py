@@ -20,7 +20,7 @@ import customstep  # before keras: it keeps TensorFlow's start-up lines off the 
 import keras
 import numpy as np
 import tensorflow as tf
-from customstep import Batch, grids, noise, pictures, processing, scripts
+from customstep import Batch, grids, pictures, processing, scripts
 from customstep.schedules import LinearDecay
 from keras import layers
 from keras.optimizers import Adam
