@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import tempfile
 import types
+import warnings
 
 import keras
 import tensorflow as tf
@@ -143,6 +144,7 @@ class CompiledModel(PersistentModel):
         self._counters = types.MappingProxyType({metric.name: metric for metric in counters})
         self._schedules, self._conditions, self._gradient_methods = schedules, conditions, methods
         self._nonfinite, self._stop = nonfinite, Stop()
+        self._loss_is_used = loss is None
         # In a tuple, which hides it from Keras, because it is no layer and no weight.
         self._step_state = (_step_state(schedules, conditions),)
         self._compile_arguments = types.MappingProxyType(arguments)
@@ -211,6 +213,20 @@ class CompiledModel(PersistentModel):
                 f"The metrics passed to `compile` have nothing to measure. Expected an objective "
                 f"of {type(self).__name__} with predictions; received none. Return "
                 "`Objective(terms, y_pred)`, or leave the metrics out."
+            )
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        self._loss_is_used = True
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def _check_loss_is_used(self):
+        """Warns where a loss was compiled and no objective asks for it."""
+        if not self._loss_is_used:
+            warnings.warn(
+                f"The loss passed to `compile` has no effect. Expected an objective of "
+                f"{type(self).__name__} that uses it; found none. Add "
+                "`self.compiled_loss(batch, y_pred, training)` to one, or leave the loss out.",
+                stacklevel=2,
             )
 
     def _check_names_differ(self, tracked):

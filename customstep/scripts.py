@@ -133,12 +133,13 @@ def training_parser(description, *, epochs, out, dataset="fashion_mini"):
     return parser
 
 
-def begin(parser, argv=None):
+def begin(parser, argv=None, *, dtype_policy=None):
     """Reads the options, seeds Keras, and computes in bfloat16 where that is fast.
 
     Args:
         parser: what `training_parser` returned.
         argv: list of words; None for those of the command line.
+        dtype_policy: name for Keras; None for "mixed_bfloat16" where that is fast, else "float32".
 
     Returns:
         `argparse.Namespace` of `dataset`, `epochs` (2 in a smoke test), `out`, `seed`,
@@ -150,8 +151,9 @@ def begin(parser, argv=None):
     configuration = {"dataset": args.dataset, "seed": args.seed}
     args.resuming = dict(fresh=args.fresh, configuration=configuration)
     keras.utils.set_random_seed(args.seed)
-    policy = "mixed_bfloat16" if precision.has_fast_bfloat16() else "float32"
-    keras.mixed_precision.set_global_policy(policy)
+    if dtype_policy is None:
+        dtype_policy = "mixed_bfloat16" if precision.has_fast_bfloat16() else "float32"
+    keras.mixed_precision.set_global_policy(dtype_policy)
     return args
 
 

@@ -216,6 +216,7 @@ class StepModel(CompiledModel):
         Returns:
             Float scalar, the mean over the batch, each example times its weight.
         """
+        self._loss_is_used = True
         loss = self._compute_loss(  # as Keras calls `compute_loss`, which may have no `training`
             batch.x, batch.y, y_pred, batch.sample_weight, training=training
         )
@@ -270,6 +271,7 @@ class StepModel(CompiledModel):
                 logs.update(self.track(objective, part))
             batch = _with_made(batch, objective)
         self._check_metrics_are_fed()
+        self._check_loss_is_used()
         self.after_step(batch)
         self.step_state.variables["step"].assign_add(1)
         return {**logs, **self._scheduled_rates()}

@@ -14,15 +14,13 @@ batches. The pausing discriminator trains in 49 % of the steps, its loss stays a
 falling to 0.80, and a step takes 0.94 of the time. To the eye the samples of both are alike.
 """
 
-import argparse
-import pathlib
 import time
 
 import customstep  # before keras: it keeps TensorFlow's start-up lines off the screen
 import keras
 import numpy as np
 import tensorflow as tf
-from customstep import conditions, grids, precision, scripts
+from customstep import conditions, grids, scripts
 from keras import layers
 from matplotlib.figure import Figure
 
@@ -91,13 +89,12 @@ def train(when, args, name):
     adams = {u.name: keras.optimizers.Adam(LEARNING_RATE, 0.5, 0.99) for u in gan.updates()}
     gan.compile(adams, when={"discriminator": when}, nonfinite="skip")
     gan.fit(data.take(1), shuffle=False, verbose=0)  # traces the step, off the clock
-    resuming = dict(fresh=args.fresh, configuration={"dataset": args.dataset, "seed": args.seed})
-    resume = customstep.Resume(args.out / f"checkpoints/{name}", **resuming)
-    epochs, start = 2 if args.smoke else args.epochs, time.perf_counter()
-    history = gan.fit(data, epochs=epochs, shuffle=False, verbose=2, callbacks=[resume])
-    per_step = 1000 * (time.perf_counter() - start) / (epochs * steps)
+    resume = customstep.Resume(args.out / f"checkpoints/{name}", **args.resuming)
+    start = time.perf_counter()
+    history = gan.fit(data, epochs=args.epochs, shuffle=False, verbose=2, callbacks=[resume])
+    per_step = 1000 * (time.perf_counter() - start) / (args.epochs * steps)
     pace = f"{per_step:.1f} ms a step" if resume.found is None else "resumed, hence not timed"
-    return gan, history.history, corrupted * epochs, pace
+    return gan, history.history, corrupted * args.epochs, pace
 
 
 def draw(runs, path, seed):
@@ -118,17 +115,8 @@ def draw(runs, path, seed):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", default="fashion_mini", help="a TFDS name or a folder")
-    parser.add_argument("--epochs", type=scripts.whole(1), default=EPOCHS)
-    parser.add_argument("--out", type=scripts.folder, help="default: runs/conditional_updates")
-    parser.add_argument("--seed", type=scripts.seed, default=0)
-    parser.add_argument("--fresh", action="store_true", help="start over, rather than go on")
-    parser.add_argument("--smoke", action="store_true", help="two epochs of eight steps")
-    args = parser.parse_args(argv)
-    args.out = args.out or pathlib.Path("runs/conditional_updates" + "_smoke" * args.smoke)
-    policy = "mixed_bfloat16" if precision.has_fast_bfloat16() else "float32"
-    keras.mixed_precision.set_global_policy(policy)
+    parser = scripts.training_parser(__doc__, epochs=EPOCHS, out="runs/conditional_updates")
+    args = scripts.begin(parser, argv)
 
     always, pausing = conditions.Every(1), conditions.Above("discriminator_loss", WINNING)
     runs = {"always": train(always, args, "always"), "pausing": train(pausing, args, "pausing")}

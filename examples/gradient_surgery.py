@@ -13,8 +13,6 @@ accuracy, upper left and lower right: 0.820 +- 0.005 and 0.781 +- 0.009 for the 
 and 0.780 +- 0.007 with surgery. A draw: the tasks are alike and conflict in a third of the batches.
 """
 
-import argparse
-import pathlib
 import time
 
 import customstep  # before keras: it keeps TensorFlow's start-up lines off the screen
@@ -112,16 +110,9 @@ def plot(results, path):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", default="fashion_mini", help="a TFDS name, 28 x 28 gray")
-    parser.add_argument("--epochs", type=scripts.whole(1), default=EPOCHS)
-    parser.add_argument("--out", type=scripts.folder, help="default: runs/gradient_surgery")
-    parser.add_argument("--seed", type=scripts.seed, default=0, help="the first of five")
-    parser.add_argument("--fresh", action="store_true", help="start over, rather than go on")
-    parser.add_argument("--smoke", action="store_true", help="one seed, one epoch of three steps")
-    args = parser.parse_args(argv)
-    args.out = args.out or pathlib.Path("runs/gradient_surgery" + "_smoke" * args.smoke)
-    epochs, seeds = (1, 1) if args.smoke else (args.epochs, SEEDS)
+    parser = scripts.training_parser(__doc__, epochs=EPOCHS, out="runs/gradient_surgery")
+    args = scripts.begin(parser, argv, dtype_policy="float32")
+    seeds = 1 if args.smoke else SEEDS
 
     resuming = dict(fresh=args.fresh, configuration={"dataset": args.dataset})
     methods = {"sum": None, "surgery": GradientSurgery()}
@@ -131,7 +122,7 @@ def main(argv=None):
         for name, gradients in methods.items():
             start = time.perf_counter()
             resume = customstep.Resume(args.out / f"checkpoints/{name}_{seed}", **resuming)
-            results[name].append(train(data, test, epochs, gradients, seed, resume).history)
+            results[name].append(train(data, test, args.epochs, gradients, seed, resume).history)
             seconds[name] += time.perf_counter() - start
     for name, runs in results.items():
         print(f"{name}, {seconds[name]:.0f} s in this process:")  # it may have gone on

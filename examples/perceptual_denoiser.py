@@ -12,13 +12,10 @@ what is recognized from 63 to 71 % and cost 0.5 dB of PSNR (17.2 to 16.7): outli
 textures checkered. See `runs/perceptual_denoiser/grid.png`. If killed, the same command resumes it.
 """
 
-import argparse
-import pathlib
-
 import customstep  # before keras: it keeps TensorFlow's start-up lines off the screen
 import keras
 import numpy as np
-from customstep import grids, pictures, precision, scripts
+from customstep import grids, pictures, scripts
 from keras import layers, ops
 
 NOISE = 0.7  # standard deviation of the noise on pixels in [0, 1]
@@ -99,29 +96,19 @@ def build_denoiser(channels):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", default="fashion_mini", help="a TFDS name; ten classes")
-    parser.add_argument("--epochs", type=scripts.whole(1), default=EPOCHS)
-    parser.add_argument("--out", type=scripts.folder, help="default: runs/perceptual_denoiser")
-    parser.add_argument("--seed", type=scripts.seed, default=0)
-    parser.add_argument("--fresh", action="store_true", help="start over, rather than go on")
-    parser.add_argument("--smoke", action="store_true", help="one run of four steps for each")
-    args = parser.parse_args(argv)
-    args.out = args.out or pathlib.Path("runs/perceptual_denoiser" + "_smoke" * args.smoke)
-    epochs, runs = (1, 1) if args.smoke else (args.epochs, RUNS)
-    policy = "mixed_bfloat16" if precision.has_fast_bfloat16() else "float32"
-    keras.mixed_precision.set_global_policy(policy)
+    parser = scripts.training_parser(__doc__, epochs=EPOCHS, out="runs/perceptual_denoiser")
+    args = scripts.begin(parser, argv)
+    runs = 1 if args.smoke else RUNS
     rng = np.random.default_rng(args.seed)
     x, y = load_data(args.dataset, "train", args.smoke, rng)
     test_x, test_y = load_data(args.dataset, "test", args.smoke, rng)
-    resuming = dict(fresh=args.fresh, configuration={"dataset": args.dataset, "seed": args.seed})
-    training = dict(batch_size=BATCH_SIZE, epochs=epochs, verbose=2)
-    decay = customstep.schedules.LinearDecay(LEARNING_RATE, steps=epochs * len(x) // BATCH_SIZE)
-    keras.utils.set_random_seed(args.seed)
+    training = dict(batch_size=BATCH_SIZE, epochs=args.epochs, verbose=2)
+    steps = args.epochs * len(x) // BATCH_SIZE
+    decay = customstep.schedules.LinearDecay(LEARNING_RATE, steps=steps)
     (classifier, loss_network), (judge, _) = (build_classifier(x.shape[-1], n) for n in (16, 24))
     for name, one in (("classifier", classifier), ("judge", judge)):
         one.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        resume = customstep.Resume(args.out / f"checkpoints/{name}", **resuming)
+        resume = customstep.Resume(args.out / f"checkpoints/{name}", **args.resuming)
         one.fit(y["image"], y["label"], **training, callbacks=[resume])
     results, shown = {name: [] for name in WEIGHTS}, {"noisy": test_x.clip(0, 1)}
     for seed in range(args.seed, args.seed + runs):
@@ -129,7 +116,7 @@ def main(argv=None):
             keras.utils.set_random_seed(seed)
             denoiser = Denoiser(build_denoiser(x.shape[-1]), loss_network, judge, weight)
             denoiser.compile("adam", schedule_lr=decay)
-            resume = customstep.Resume(args.out / f"checkpoints/{weight}_{seed}", **resuming)
+            resume = customstep.Resume(args.out / f"checkpoints/{weight}_{seed}", **args.resuming)
             denoiser.fit(x, y, **training, callbacks=[resume])
             results[name].append(denoiser.evaluate(test_x, test_y, verbose=0, return_dict=True))
             shown[name] = denoiser.predict(test_x, verbose=0)

@@ -20,9 +20,6 @@ s, plain descent has ten epochs and ends at 0.759 +- 0.011, while SAM is still a
 buys is a run that does not have to stop early.
 """
 
-import argparse
-import pathlib
-
 import customstep  # before keras: it keeps TensorFlow's start-up lines off the screen
 import keras
 import numpy as np
@@ -103,21 +100,12 @@ def plot(accuracies, path):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--dataset", default="fashion_mini", help="a TFDS name or a folder")
-    parser.add_argument("--epochs", type=scripts.whole(1), default=EPOCHS, help="plain: twice")
-    parser.add_argument("--out", type=scripts.folder, help="default: runs/sharpness_aware")
-    parser.add_argument("--seed", type=scripts.seed, default=0, help="the first of five")
-    parser.add_argument("--fresh", action="store_true", help="start over, rather than go on")
-    parser.add_argument("--smoke", action="store_true", help="one seed, one epoch of two steps")
-    args = parser.parse_args(argv)
-    args.out = args.out or pathlib.Path("runs/sharpness_aware" + "_smoke" * args.smoke)
-    epochs, seeds = (1, 1) if args.smoke else (args.epochs, SEEDS)
+    parser = scripts.training_parser(__doc__, epochs=EPOCHS, out="runs/sharpness_aware")
+    args = scripts.begin(parser, argv, dtype_policy="float32")
+    seeds = 1 if args.smoke else SEEDS
 
     resuming = dict(fresh=args.fresh, configuration={"dataset": args.dataset})
-    methods = {"plain": (2 * epochs, None), "SAM": (epochs, SharpnessAware(RADIUS))}
+    methods = {"plain": (2 * args.epochs, None), "SAM": (args.epochs, SharpnessAware(RADIUS))}
     accuracies = {name: [] for name in methods}
     for seed in range(args.seed, args.seed + seeds):
         data, test = load_data(args.dataset, seed, args.smoke)

@@ -473,6 +473,28 @@ class Measured(StepModel):
         return Objective({"error": error}, y_pred if self.gives_predictions else None)
 
 
+class LossOfCompile(Measured):
+    def objective(self, batch, training):
+        y_pred = self(batch.x)
+        loss = self.compute_loss(batch.x, batch.y, y_pred, batch.sample_weight)
+        return Objective({"error": loss})
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_loss_that_no_objective_uses_is_a_warning(eager):
+    model = line(Measured)
+    model.compile("sgd", "mse", run_eagerly=eager)
+    with pytest.warns(UserWarning, match="loss passed to `compile` has no effect.*of Measured"):
+        model.fit(**ONES)
+
+
+def test_loss_that_an_objective_uses_gives_no_warning(recwarn):
+    for model, loss in ((line(LossOfCompile), "mse"), (line(), "mse"), (line(Measured), None)):
+        model.compile("sgd", loss)
+        model.fit(**ONES)
+    assert not [one for one in recwarn if "no effect" in str(one.message)]
+
+
 def test_metrics_without_predictions_are_refused():
     model = line(Measured)
     model.compile("sgd", metrics=["mae"])
