@@ -84,6 +84,8 @@ examples:
       8 x 8 samples in grid.png
   customstep grid gan.keras --seed 1 --out runs/other.png
       other samples, in another file
+  customstep grid gan.keras --best-of 4
+      each the best of four, as the discriminator sees it
   customstep grid gan.keras --interpolate --cols 12
       each row turns one sample into another
   customstep grid gan.keras --labels 2,0 --rows 4
@@ -107,7 +109,7 @@ examples:
         help="images across (default: %(default)s)",
     )
     _add_seed(parser)
-    _add_temperature(parser)
+    _add_choice(parser)
     parser.add_argument(
         "--padding",
         type=whole(0),
@@ -217,7 +219,7 @@ examples:
         help="how many images to generate (default: %(default)s)",
     )
     _add_seed(parser)
-    _add_temperature(parser)
+    _add_choice(parser)
     parser.add_argument(
         "--network",
         type=pathlib.Path,
@@ -271,13 +273,21 @@ examples:
     parser.set_defaults(run=_run_launch, parser=parser)
 
 
-def _add_temperature(parser):
+def _add_choice(parser):
     parser.add_argument(
         "--temperature",
         type=_temperature,
         default=1.0,
         metavar="T",
         help="deviation of the noise: below 1 more typical and less varied (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--best-of",
+        type=whole(1),
+        default=1,
+        metavar="K",
+        help="make K images for each and keep the one that the discriminator finds the most real "
+        "(default: %(default)s)",
     )
 
 
@@ -353,10 +363,8 @@ def _run_grid(arguments):
             f"received '{arguments.out}'. Change --out."
         )
     with _writable(arguments.out) as temporary:  # found out now, not after 10,000 samples
-        points = arguments.temperature * _latents(
-            gan, rows, cols, arguments.seed, arguments.interpolate
-        )
         labels = None if classes is None else np.resize(classes, rows).repeat(cols)
+        points = _latents(gan, rows, cols, labels, arguments)
         sheet = _sheet(gan, points, labels, cols, (height, width), **layout)
         metadata = {
             "model": arguments.model.name,
@@ -366,6 +374,7 @@ def _run_grid(arguments):
             "cols": cols,
             "interpolate": arguments.interpolate,
             "temperature": arguments.temperature,
+            "best_of": arguments.best_of,
         }
         if classes is not None:
             metadata["labels"] = ",".join(map(str, classes))
@@ -389,12 +398,8 @@ def _run_evaluate(arguments):
     train = train and real(train)[0]
     classes = getattr(gan, "num_classes", None)
     labels = None if classes is None else np.arange(arguments.samples) % classes
-    images = gan.sample(
-        arguments.samples,
-        seed=arguments.seed,
-        labels=labels,
-        temperature=arguments.temperature,
-    )
+    choice = dict(seed=arguments.seed, labels=labels, **_choice(gan, arguments))
+    images = gan.sample(arguments.samples, **choice)
     generated = features.extract(images, network, image_range=gan.image_range)
     if test.labels is None or np.mean(test.labels == classes_of_data) < 0.5:
         labels = None  # the network knows other classes than the data have
@@ -535,18 +540,35 @@ def _sheet_size(gan, rows, cols, padding, scale):
     return grids.sheet_size(rows, cols, h, w, padding, scale)
 
 
-def _latents(gan, rows, cols, seed, interpolate):
-    """Noise of all images, row by row: float32 `(rows * cols, *gan.latent_shape)`."""
-    if not interpolate:
-        return gan.latents(rows * cols, seed)
-    if cols < 2:
+def _choice(gan, arguments):
+    """What `sample` and `best_latents` are told of the images that are wanted."""
+    choice = {"temperature": arguments.temperature}
+    if arguments.best_of == 1:
+        return choice
+    if not hasattr(gan, "best_latents"):
         raise ValueError(
-            f"A path needs both its ends. Expected at least 2 columns with --interpolate; received "
-            f"--cols {cols}. Raise --cols."
+            f"{type(gan).__name__} cannot tell better images from worse. Expected a GAN, whose "
+            f"discriminator can; received --best-of {arguments.best_of}. Leave it out."
         )
-    ends = gan.latents(2 * rows, seed)
+    return {**choice, "best_of": arguments.best_of}
+
+
+def _latents(gan, rows, cols, labels, arguments):
+    """Noise of all images, row by row: float32 `(rows * cols, *gan.latent_shape)`."""
+    choice = _choice(gan, arguments)
+    if not arguments.interpolate and "best_of" in choice:
+        return gan.best_latents(rows * cols, arguments.seed, labels=labels, **choice)
+    if not arguments.interpolate:
+        return gan.latents(rows * cols, arguments.seed, **choice)
+    if cols < 2 or "best_of" in choice:
+        received = f"--best-of {arguments.best_of}" if "best_of" in choice else f"--cols {cols}"
+        raise ValueError(
+            f"A path needs both its ends and what lies between. Expected at least 2 columns with "
+            f"--interpolate, and no --best-of; received {received}. Change it."
+        )
+    ends = gan.latents(2 * rows, arguments.seed)
     paths = latents.slerp(*np.split(ends.reshape(2 * rows, -1), 2), cols)  # (rows, cols, length)
-    return paths.reshape(-1, *ends.shape[1:])
+    return arguments.temperature * paths.reshape(-1, *ends.shape[1:])
 
 
 def _sheet(gan, points, labels, cols, size, padding, scale):

@@ -2,7 +2,6 @@
 
 import customstep  # isort: skip  (first: it silences TensorFlow)
 
-import gc
 import os
 import pathlib
 import shutil
@@ -18,11 +17,18 @@ import tensorflow as tf
 tf.config.set_logical_device_configuration(_cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 
-def pytest_collection_finish():
-    """Leaves TensorFlow's and Keras's own objects out of what is searched for garbage."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+def _without_tuning(dataset):
+    """A data set whose iterator has no thread that tunes it.
+
+    Garbage collection that frees such an iterator may wait for the thread for a minute, or for
+    ever where it happens while a replica is traced (TF 2.21).
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
+
+
+tf.data.Dataset._apply_debug_options = _without_tuning  # which every iterator calls
 
 
 def pytest_collection_modifyitems(items):
@@ -39,23 +45,11 @@ def fresh_keras():
 
 
 @pytest.fixture(scope="session")
-def strategy():
-    """One for all tests: TensorFlow's collectives clash when a process has two."""
+def two_replicas():
+    """One strategy for all tests: TensorFlow's collectives clash when a process has two."""
     return tf.distribute.MirroredStrategy(
         ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice()
     )
-
-
-@pytest.fixture
-def two_replicas(strategy):
-    """A strategy with two replicas.
-
-    While it is used no garbage is collected: the iterator of an earlier run, freed by a replica's
-    thread that is tracing, has been seen to wait for its own threads for ever (TF 2.21).
-    """
-    gc.disable()
-    yield strategy
-    gc.enable()
 
 
 @pytest.fixture

@@ -14,15 +14,19 @@ from customstep import evaluation, features
 from customstep.cli import main
 from customstep.grids import contact_sheet
 from customstep.pictures import read_metadata
+from tests.descriptors import vae
 from tests.test_callbacks import tiny_gan
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A folder with gan.keras, conditional.keras, classifier.keras and damaged.keras."""
+    """A folder with gan.keras, conditional.keras, vae.keras and what makes no images."""
     folder = tmp_path_factory.mktemp("models")
     tiny_gan().save(folder / "gan.keras")
     tiny_gan(num_classes=3).save(folder / "conditional.keras")
+    model = vae()
+    model.compile("adam")
+    model.save(folder / "vae.keras")
     keras.Sequential([keras.Input((2,)), layers.Dense(1)]).save(folder / "classifier.keras")
     (folder / "damaged.keras").write_bytes((folder / "gan.keras").read_bytes()[:1000])
     (folder / "folder.keras").mkdir()
@@ -61,6 +65,15 @@ def test_grid_shows_what_sample_gives(models, grid):
     images = load(models / "gan.keras").sample(64, seed=3)
     expected = contact_sheet(images, 8, 8, scale=2)[..., 0]
     np.testing.assert_array_equal(grid("gan.keras", "--seed", "3"), expected)
+
+
+def test_grid_shows_the_best_of_several(models, grid):
+    gan, labels = load(models / "conditional.keras"), np.arange(3).repeat(5)
+    images = gan.sample(15, seed=3, labels=labels, temperature=2.0, best_of=4)
+    expected = contact_sheet(images, 3, 5, scale=2)[..., 0]
+    options = "--seed 3 --cols 5 --temperature 2 --best-of 4".split()
+    np.testing.assert_array_equal(grid("conditional.keras", *options), expected)
+    assert read_metadata("grid.png")["best_of"] == "4"
 
 
 def test_large_grid_drawn_in_parts_is_one_sheet(models, grid):
@@ -110,6 +123,7 @@ def test_picture_says_how_it_was_made(grid):
         "cols": "3",
         "interpolate": "False",
         "temperature": "1.0",
+        "best_of": "1",
         "labels": "2,1",
         "Software": f"customstep {customstep.__version__}",
     }
@@ -140,6 +154,8 @@ def test_terminal_sees_progress(grid, monkeypatch, capsys):
         ("gan.keras", "--seed -1", "argument --seed: expected.*from 0 to.*received '-1'"),
         ("gan.keras", "--rows 99999 --cols 99999", "too large. Expected at most.*Lower `rows`"),
         ("gan.keras", "--interpolate --cols 1", "at least 2 columns.*received --cols 1"),
+        ("gan.keras", "--interpolate --best-of 2", "no --best-of; received --best-of 2. Change"),
+        ("vae.keras", "--best-of 2", "VAE cannot tell better.*received --best-of 2. Leave"),
         ("gan.keras", "--labels 0", "takes no labels. Expected.*received .0.. Leave"),
         ("conditional.keras", "--labels 0,3", "no class 3. Expected.*from 0 to 2; received"),
         ("conditional.keras", "--labels 1,", "expected class numbers such as 0,1,2; received"),

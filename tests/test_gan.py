@@ -233,6 +233,33 @@ def test_conditional_samples_take_the_classes_in_turn():
     assert np.array_equal(images, model.sample(6, seed=0, labels=[0, 1, 2, 0, 1, 2]))
 
 
+def patch_gan():
+    images = keras.Input((4, 4, 1))
+    patches = keras.Model(images, layers.Conv2D(1, 3)(images), name="discriminator")
+    return GAN(generator(), patches, 3)
+
+
+@pytest.mark.parametrize("make", [gan, conditional_gan, patch_gan])
+def test_best_of_several_are_those_with_the_highest_logits(make):
+    model = make()
+    latents, labels = model.latents(6, seed=3, temperature=2.0), model._sample_labels(2, None)
+    repeated = None if labels is None else labels.repeat(3)
+    logits = model.judge(model.generate(latents, repeated), repeated, training=False)
+    best = np.mean(logits, axis=tuple(range(1, logits.ndim))).reshape(2, 3).argmax(axis=1)
+    chosen = dict(seed=3, labels=labels, temperature=2.0, best_of=3)
+    found = model.best_latents(2, **chosen)
+    assert np.array_equal(found, latents[[best[0], 3 + best[1]]])
+    images = model.sample(2, **chosen)
+    np.testing.assert_allclose(images, model.generate(found, labels), atol=1e-6)
+
+
+def test_best_of_one_is_any():
+    model = gan()
+    assert np.array_equal(model.best_latents(4, 7, best_of=1), model.latents(4, 7))
+    with pytest.raises(ValueError, match="best_of"):
+        model.sample(4, best_of=0)
+
+
 # Whole runs
 
 

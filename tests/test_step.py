@@ -212,7 +212,7 @@ def test_terms_are_summed_and_logged_as_exact_means():
             mean = tf.reduce_mean(batch.x) + 0 * tf.reduce_sum(self.trainable_variables[0])
             return Objective({"value": mean, "double": 2 * mean})
 
-    model = linear(Terms)
+    model = linear(Terms, loss=None)
     x = np.array([[1.0], [2.0], [4.0]])
     history = model.fit(x, batch_size=2, shuffle=False, verbose=0).history
     assert history["value"] == [pytest.approx(7 / 3)]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from customstep.schedules import LinearDecay
+from tests.conformance.sampling import some
 from tests.descriptors import fit, gan
 
 
@@ -43,6 +44,7 @@ def averaging(optimizer):
     return type(optimizer).from_config(config)
 
 
+@some(2)
 def test_validation_sees_the_averages_that_swap_ema_weights_puts_in_place(descriptor):
     """At its end `fit` leaves the averages in the model, so `evaluate` then says what to expect."""
     x, y, *_ = descriptor.batch

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from tests.conformance.sampling import in_turns, some
 from tests.descriptors import equal, fit, state
 
 
@@ -15,7 +16,7 @@ def test_eager_steps_match_the_graph(descriptor, reference):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [2, 4])
+@in_turns("steps", [2, 4])
 def test_steps_per_execution_change_no_bit(descriptor, reference, steps):
     model = descriptor.make(steps_per_execution=steps)
     history = fit(model, descriptor)
@@ -23,6 +24,7 @@ def test_steps_per_execution_change_no_bit(descriptor, reference, steps):
     assert history == reference[1]
 
 
+@some(2)
 def test_xla_trains(descriptor):
     model = descriptor.make(jit_compile=True)
     before = state(model)
@@ -31,7 +33,7 @@ def test_xla_trains(descriptor):
     assert not equal(before, state(model))
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@in_turns("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_trains_float32_weights(descriptor, policy):
     keras.mixed_precision.set_global_policy(policy)
     model = descriptor.make()

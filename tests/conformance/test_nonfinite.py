@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.descriptors import DESCRIPTORS, equal, fit, state
-from tests.soak import by_turns
+from tests.conformance.sampling import in_turns, some
+from tests.descriptors import equal, fit, state
 
 BATCH = 8  # examples in a batch of `fit`, of which there are three
 
@@ -57,16 +57,7 @@ STOPPING = {  # name: the mode, the value and how it is called
 }
 
 
-def over(modes):
-    """Every descriptor in every mode; by turns where not all is tried."""
-    pairs = [
-        pytest.param(descriptor, modes[name], id=f"{descriptor.name}-{name}")
-        for descriptor, name in by_turns(DESCRIPTORS, list(modes))
-    ]
-    return pytest.mark.parametrize("descriptor, mode", pairs)
-
-
-@over(SKIPPING)
+@in_turns("mode", SKIPPING)
 def test_bad_batches_are_skipped_and_leave_nothing_spoiled(descriptor, mode):
     """Of three batches one has NaN and one infinity, both in their first example."""
     model = make(descriptor, nonfinite="skip", **mode)
@@ -82,7 +73,7 @@ def test_bad_batches_are_skipped_and_leave_nothing_spoiled(descriptor, mode):
         assert np.isfinite(array).all()
 
 
-@over(STOPPING)
+@in_turns("mode", STOPPING)
 def test_bad_batch_stops_training_as_it_was_before_that_batch(descriptor, mode):
     mode, value, kind = mode
     model, expected = make(descriptor, nonfinite="stop", **mode), make(descriptor, **mode)
@@ -103,6 +94,7 @@ def rows(y):
     return None if y is None else y[:BATCH]
 
 
+@some(1)
 def test_bad_example_of_one_replica_stops_both(descriptor, two_replicas):
     with two_replicas.scope():
         model = make(descriptor, nonfinite="stop")

@@ -9,6 +9,7 @@ from keras.optimizers import SGD, Adam
 from customstep import StepModel, noise, replicas
 from customstep.conditions import Above
 from customstep.schedules import ReduceOnPlateau
+from tests.conformance.sampling import some
 from tests.descriptors import CLASSES, FEATURES, fit, functional_classifier, state
 
 # Rows of a batch of 8 such that two halves of it hold what two replicas hold in theirs, also where
@@ -22,6 +23,7 @@ def train_on_two(descriptor, two_replicas, **arguments):
     return model, fit(model, descriptor, epochs=1, **arguments)
 
 
+@some()
 def test_two_replicas_train_in_step_and_again_alike(descriptor, two_replicas, tmp_path):
     x, y, *_ = descriptor.batch
     model, history = train_on_two(descriptor, two_replicas, validation_data=(x, y))

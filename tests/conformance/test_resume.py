@@ -3,16 +3,12 @@
 import keras
 import pytest
 
-from tests.descriptors import DESCRIPTORS, equal, fit, state
+from tests.conformance.sampling import some
+from tests.descriptors import equal, fit, state
 from tests.interruptions import interrupted
 from tests.soak import SOAK
 
 POLICIES = ["mixed_float16", "mixed_bfloat16"] if SOAK else ["mixed_float16"]
-
-# The modes are tried on a sample of the templates.
-some = pytest.mark.parametrize(
-    "descriptor", DESCRIPTORS if SOAK else DESCRIPTORS[::3], ids=lambda descriptor: descriptor.name
-)
 
 
 def trains(descriptor):
@@ -32,7 +28,7 @@ def test_killed_run_goes_on_bit_for_bit(descriptor, reference, tmp_path):
     assert history == reference[1]
 
 
-@some
+@some()
 @pytest.mark.parametrize("policy", POLICIES)
 def test_killed_run_in_mixed_precision_goes_on(descriptor, policy, tmp_path):
     keras.mixed_precision.set_global_policy(policy)
@@ -47,7 +43,7 @@ def test_killed_run_in_mixed_precision_goes_on(descriptor, policy, tmp_path):
     assert history == expected
 
 
-@some
+@some()
 def test_killed_run_of_several_steps_per_execution_goes_on(descriptor, reference, tmp_path):
     model, history = interrupted(
         lambda seed: descriptor.make(seed, steps_per_execution=2),
@@ -59,7 +55,7 @@ def test_killed_run_of_several_steps_per_execution_goes_on(descriptor, reference
     assert history == reference[1]
 
 
-@some
+@some()
 def test_killed_run_on_two_replicas_goes_on(descriptor, two_replicas, tmp_path):
     def make(seed):
         with two_replicas.scope():

@@ -13,7 +13,8 @@ import time
 import numpy as np
 import pytest
 
-from tests.descriptors import DESCRIPTORS, fit, state
+from tests.conformance import workers
+from tests.descriptors import fit, state
 
 WORK = pathlib.Path(__file__).parent / "workers.py"
 CUSTOMSTEP = pathlib.Path(sys.executable).with_name("customstep")
@@ -37,7 +38,7 @@ def arrays(path):
 def test_two_workers_equal_one_process_and_resume(tmp_path, two_replicas):
     """Two replicas in one process draw the same noise, and equal one device (`test_replicas`)."""
     launch(WORK, "templates", tmp_path)
-    for descriptor in DESCRIPTORS:
+    for descriptor in workers.TEMPLATES:
         folder = tmp_path / descriptor.name
         with two_replicas.scope():
             model = descriptor.make()

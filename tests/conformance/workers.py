@@ -18,6 +18,9 @@ import numpy as np
 import tensorflow as tf
 
 from tests.descriptors import CLASSES, DESCRIPTORS, FEATURES, fit, functional_classifier, state
+from tests.soak import SOAK
+
+TEMPLATES = DESCRIPTORS if SOAK else DESCRIPTORS[::3]
 
 
 class Stop(keras.callbacks.Callback):
@@ -78,7 +81,7 @@ def write(path, arrays):
 
 
 def templates(out):
-    for descriptor in DESCRIPTORS:
+    for descriptor in TEMPLATES:
         folder = out / descriptor.name
         folder.mkdir(exist_ok=True)
         train(descriptor, folder)
