@@ -9,9 +9,9 @@ it reaches the features, which so come to be the same for both. It is `Auxiliary
 layer, `GradientReversal`. In `runs/domain_adversarial/` it leaves `accuracies.png` and the model,
 `classifier.keras`. If killed, the same command resumes it.
 
-Measured on two cores in bfloat16, seeds 0, 1, 2: on the cluttered ground 63.0, 62.4, 66.4 % are
-right by labels alone, 75.1, 77.8, 49.9 % with the reversed gradient, whose game may fail, as in
-one of them; the runs are drawn in `assets/domain_adversarial.png`.
+Measured on two cores in bfloat16, in 123 s, seeds 0, 1, 2: on the cluttered ground 66.8, 67.8,
+71.5 % are right by labels alone, 77.7, 77.1, 78.9 % with the reversed gradient
+(`assets/domain_adversarial.png`). Without the layer normalization the game may fail.
 
 Ganin et al. 2016 (arXiv:1505.07818).
 """
@@ -64,7 +64,8 @@ def build_model(channels, reversal):
     for filters in (32, 64):
         x = layers.Conv2D(filters, 5, padding="same", activation="relu")(x)
         x = layers.MaxPooling2D()(x)
-    features = layers.Dense(128, activation="relu")(layers.Flatten()(x))
+    x = layers.Dense(128)(layers.Flatten()(x))
+    features = layers.ReLU()(layers.LayerNormalization(dtype="float32")(x))  # a calmer game
     classes = layers.Dense(10, dtype="float32")(features)
     domain = layers.Dense(64, activation="relu")(GradientReversal(reversal)(features))
     outputs = {"classes": classes, "domain": layers.Dense(1, dtype="float32")(domain)}

@@ -121,7 +121,7 @@ class Entry:
     batch_size: int
     image_range: tuple
     make: Callable
-    sample: Callable
+    samplers: tuple  # of what is noted of the images, and what draws them
 
     @property
     def name(self):
@@ -159,14 +159,16 @@ def recipe(steps):
     return build_gan(channels=1, num_classes=10, steps=steps, steps_per_execution=8)
 
 
-def draw(model):
-    return model.sample(SAMPLES, seed=1)
+def draw(model, **choice):
+    return model.sample(SAMPLES, seed=1, **choice)
 
 
+BY_HAND, PLAIN = (("", sample_guide),), (("", draw),)
+CHOSEN = *PLAIN, (", best of 4", functools.partial(draw, best_of=4))
 ENTRIES = (
-    Entry("a", "the guide's step and networks", "float32", 64, (0, 1), guide, sample_guide),
-    Entry("b", "its networks, OnePassGAN", POLICY, 64, (0, 1), ours_with_guide_networks, draw),
-    Entry("c", "examples/dcgan.py", POLICY, 32, (-1, 1), recipe, draw),
+    Entry("a", "the guide's step and networks", "float32", 64, (0, 1), guide, BY_HAND),
+    Entry("b", "its networks, OnePassGAN", POLICY, 64, (0, 1), ours_with_guide_networks, PLAIN),
+    Entry("c", "examples/dcgan.py", POLICY, 32, (-1, 1), recipe, CHOSEN),
 )
 
 
@@ -345,33 +347,35 @@ def _memory():
 # -- Quality --------------------------------------------------------------------------------
 
 
-def compare_quality(dataset, seconds, seeds, data_dir, letters):
-    """What each makes of so many seconds of training; tracing is not among them."""
-    images = datasets.read_images(dataset, data_dir=data_dir)
-    test = datasets.read_images(dataset, "test", data_dir=data_dir)
-    real = features.extract(test.images)
-    other_real = features.extract(images.images[:SAMPLES])
+def compare_quality(args):
+    """What each makes of `--quality` seconds of training; tracing is not among them."""
+    network = args.network and keras.models.load_model(args.network)
+    images = datasets.read_images(args.dataset, data_dir=args.data_dir)
+    test = datasets.read_images(args.dataset, "test", data_dir=args.data_dir)
+    real = features.extract(test.images, network)
+    other_real = features.extract(images.images[:SAMPLES], network)
     print(
-        f"\n{seconds:.0f} s of training on {dataset}; {SAMPLES:,} images against "
+        f"\n{args.quality:.0f} s of training on {args.dataset}; {SAMPLES:,} images against "
         f"{len(test.labels):,} test images"
     )
     print("| run | seed | time | images seen | Frechet | precision | recall | classes | as asked |")
     print("|---|---|---|---|---|---|---|---|---|")
     _print_quality("real training images", "", "", "", evaluation.evaluate(other_real, real))
-    for entry in (entry for entry in ENTRIES if entry.letter in letters):
+    for entry in (entry for entry in ENTRIES if entry.letter in args.runs):
         data = entry.data(images)
         probe = entry.model(10_000)
         seconds_per_step(probe, data)
-        steps = int(seconds / seconds_per_step(probe, data, 4 * _steps(data)))
-        for seed in seeds:
+        steps = int(args.quality / seconds_per_step(probe, data, 4 * _steps(data)))
+        for seed in args.seeds:
             model = entry.model(steps, seed)
             took = timing.seconds(functools.partial(train, model, data, steps))
-            made = features.extract(entry.sample(model), image_range=entry.image_range)
             classes = getattr(model, "num_classes", None)  # `sample` takes them in turn
             labels = [n % classes for n in range(SAMPLES)] if classes else None
-            found = evaluation.evaluate(made, real, labels=labels)
             seen = f"{steps * entry.batch_size:,}"
-            _print_quality(entry.name, seed, f"{took:.0f} s", seen, found)
+            for note, images_of in entry.samplers:
+                made = features.extract(images_of(model), network, image_range=entry.image_range)
+                found = evaluation.evaluate(made, real, labels=labels)
+                _print_quality(entry.name + note, seed, f"{took:.0f} s", seen, found)
 
 
 def _print_quality(name, seed, took, seen, found):
@@ -394,6 +398,7 @@ def main(argv=None):
     parser.add_argument("--data-dir", help="folder of TFDS's prepared data sets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--runs", default="abc", help="which of the three are judged")
+    parser.add_argument("--network", help="of features; the bundled one by default")
     parser.add_argument("--no-speed", action="store_true", help="judge their images only")
     args = parser.parse_args(argv)
     if not args.no_speed:
@@ -405,7 +410,7 @@ def main(argv=None):
         entry, model, _ = runs[-1]
         print_scaling(entry, model, images)
     if args.quality:
-        compare_quality(args.dataset, args.quality, args.seeds, args.data_dir, args.runs)
+        compare_quality(args)
 
 
 if __name__ == "__main__":
