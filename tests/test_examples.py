@@ -15,7 +15,7 @@ from tests.soak import SOAK
 
 EXAMPLES = sorted((pathlib.Path(__file__).parent.parent / "examples").glob("*.py"))
 TRAINED = [path for path in EXAMPLES if "customstep.Resume(" in path.read_text(encoding="utf-8")]
-QUICK = ("dcgan", "scheduled_classifier", "sharpness_aware")  # the last one of several fits
+QUICK = ("dcgan", "sharpness_aware")  # one fit, and several
 RUN_ELSEWHERE = (  # by the tests of what they show, which look at what they return
     *("auxiliary_rotation", "conditional_updates", "dcgan", "freeze_transfer", "gradient_surgery"),
     *("mixup", "perceptual_denoiser", "scheduled_classifier", "sharpness_aware"),

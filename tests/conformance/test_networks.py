@@ -19,6 +19,7 @@ from customstep.templates import (
 )
 from tests import descriptors
 from tests.descriptors import CLASSES, FEATURES, IMAGES, LATENTS, equal, state
+from tests.soak import SOAK
 
 KINDS = ("functional", "sequential", "subclassed")
 
@@ -335,9 +336,15 @@ CASES = {
         ("functional", "subclassed"),
     ),
 }
+# All other tests have functional networks.
 each = pytest.mark.parametrize(
     "case, kind",
-    [pytest.param(case, k, id=f"{name}-{k}") for name, case in CASES.items() for k in case.kinds],
+    [
+        pytest.param(case, kind, id=f"{name}-{kind}")
+        for name, case in CASES.items()
+        for kind in case.kinds
+        if SOAK or kind != "functional"
+    ],
 )
 
 

@@ -20,7 +20,7 @@ import tensorflow as tf
 from tests.descriptors import CLASSES, DESCRIPTORS, FEATURES, fit, functional_classifier, state
 from tests.soak import SOAK
 
-TEMPLATES = DESCRIPTORS if SOAK else DESCRIPTORS[::3]
+TEMPLATES = DESCRIPTORS if SOAK else DESCRIPTORS[::4]
 
 
 class Stop(keras.callbacks.Callback):
