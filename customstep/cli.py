@@ -109,7 +109,7 @@ examples:
         help="images across (default: %(default)s)",
     )
     _add_seed(parser)
-    _add_choice(parser)
+    _add_sampling(parser)
     parser.add_argument(
         "--padding",
         type=whole(0),
@@ -219,7 +219,7 @@ examples:
         help="how many images to generate (default: %(default)s)",
     )
     _add_seed(parser)
-    _add_choice(parser)
+    _add_sampling(parser)
     parser.add_argument(
         "--network",
         type=pathlib.Path,
@@ -273,7 +273,7 @@ examples:
     parser.set_defaults(run=_run_launch, parser=parser)
 
 
-def _add_choice(parser):
+def _add_sampling(parser):
     parser.add_argument(
         "--temperature",
         type=_temperature,
@@ -385,6 +385,7 @@ def _run_grid(arguments):
 def _run_evaluate(arguments):
     gan = _load_gan(arguments.model)
     network = arguments.network and _load_model(arguments.network)
+    sampling = _sampling(gan, arguments)
     sample = gan.sample(1, seed=0)
 
     def real(split):
@@ -398,8 +399,7 @@ def _run_evaluate(arguments):
     train = train and real(train)[0]
     classes = getattr(gan, "num_classes", None)
     labels = None if classes is None else np.arange(arguments.samples) % classes
-    choice = dict(seed=arguments.seed, labels=labels, **_choice(gan, arguments))
-    images = gan.sample(arguments.samples, **choice)
+    images = gan.sample(arguments.samples, seed=arguments.seed, labels=labels, **sampling)
     generated = features.extract(images, network, image_range=gan.image_range)
     if test.labels is None or np.mean(test.labels == classes_of_data) < 0.5:
         labels = None  # the network knows other classes than the data have
@@ -540,31 +540,35 @@ def _sheet_size(gan, rows, cols, padding, scale):
     return grids.sheet_size(rows, cols, h, w, padding, scale)
 
 
-def _choice(gan, arguments):
+def _sampling(gan, arguments):
     """What `sample` and `best_latents` are told of the images that are wanted."""
-    choice = {"temperature": arguments.temperature}
+    sampling = {"temperature": arguments.temperature}
     if arguments.best_of == 1:
-        return choice
+        return sampling
     if not hasattr(gan, "best_latents"):
         raise ValueError(
             f"{type(gan).__name__} cannot tell better images from worse. Expected a GAN, whose "
             f"discriminator can; received --best-of {arguments.best_of}. Leave it out."
         )
-    return {**choice, "best_of": arguments.best_of}
+    return {**sampling, "best_of": arguments.best_of}
 
 
 def _latents(gan, rows, cols, labels, arguments):
     """Noise of all images, row by row: float32 `(rows * cols, *gan.latent_shape)`."""
-    choice = _choice(gan, arguments)
-    if not arguments.interpolate and "best_of" in choice:
-        return gan.best_latents(rows * cols, arguments.seed, labels=labels, **choice)
+    sampling = _sampling(gan, arguments)
     if not arguments.interpolate:
-        return gan.latents(rows * cols, arguments.seed, **choice)
-    if cols < 2 or "best_of" in choice:
-        received = f"--best-of {arguments.best_of}" if "best_of" in choice else f"--cols {cols}"
+        if arguments.best_of > 1:
+            return gan.best_latents(rows * cols, arguments.seed, labels=labels, **sampling)
+        return gan.latents(rows * cols, arguments.seed, **sampling)
+    if arguments.best_of > 1:
         raise ValueError(
-            f"A path needs both its ends and what lies between. Expected at least 2 columns with "
-            f"--interpolate, and no --best-of; received {received}. Change it."
+            f"A path is not chosen image by image. Expected one of --interpolate and --best-of; "
+            f"received both, --best-of {arguments.best_of}. Leave one of them out."
+        )
+    if cols < 2:
+        raise ValueError(
+            f"A path needs both its ends. Expected at least 2 columns with --interpolate; received "
+            f"--cols {cols}. Raise --cols."
         )
     ends = gan.latents(2 * rows, arguments.seed)
     paths = latents.slerp(*np.split(ends.reshape(2 * rows, -1), 2), cols)  # (rows, cols, length)

@@ -144,7 +144,7 @@ class CompiledModel(PersistentModel):
         self._counters = types.MappingProxyType({metric.name: metric for metric in counters})
         self._schedules, self._conditions, self._gradient_methods = schedules, conditions, methods
         self._nonfinite, self._stop = nonfinite, Stop()
-        self._loss_is_used = loss is None
+        self._loss_is_used = False
         # In a tuple, which hides it from Keras, because it is no layer and no weight.
         self._step_state = (_step_state(schedules, conditions),)
         self._compile_arguments = types.MappingProxyType(arguments)
@@ -220,11 +220,11 @@ class CompiledModel(PersistentModel):
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
     def _check_loss_is_used(self):
-        """Warns where a loss was compiled and no objective asks for it."""
-        if not self._loss_is_used:
+        """Warns where a loss was compiled and no objective of this step has asked for it."""
+        if self.loss is not None and not self._loss_is_used:
             warnings.warn(
-                f"The loss passed to `compile` has no effect. Expected an objective of "
-                f"{type(self).__name__} that uses it; found none. Add "
+                f"No objective of {type(self).__name__} asks for the loss passed to `compile`. "
+                "Expected a call of `compiled_loss`; found none. Add "
                 "`self.compiled_loss(batch, y_pred, training)` to one, or leave the loss out.",
                 stacklevel=2,
             )

@@ -263,6 +263,7 @@ class StepModel(CompiledModel):
 
     def train_step(self, data):
         batch = self._receive(data, training=True)
+        self._loss_is_used = False
         logs = {}
         for update in self.updates():
             for repetition in range(update.times):

@@ -154,7 +154,7 @@ def test_terminal_sees_progress(grid, monkeypatch, capsys):
         ("gan.keras", "--seed -1", "argument --seed: expected.*from 0 to.*received '-1'"),
         ("gan.keras", "--rows 99999 --cols 99999", "too large. Expected at most.*Lower `rows`"),
         ("gan.keras", "--interpolate --cols 1", "at least 2 columns.*received --cols 1"),
-        ("gan.keras", "--interpolate --best-of 2", "no --best-of; received --best-of 2. Change"),
+        ("gan.keras", "--interpolate --best-of 2", "received both, --best-of 2. Leave"),
         ("vae.keras", "--best-of 2", "VAE cannot tell better.*received --best-of 2. Leave"),
         ("gan.keras", "--labels 0", "takes no labels. Expected.*received .0.. Leave"),
         ("conditional.keras", "--labels 0,3", "no class 3. Expected.*from 0 to 2; received"),

@@ -1,7 +1,7 @@
 """A small run for other processes to kill: `python -m tests.victim OUT`.
 
 It trains a GAN with a checkpoint after every step, writes sheets, a table and the model, and says
-`begun` when training begins. What it leaves in OUT, but for the checkpoints, is to be the same
+`begun` after each step. What it leaves in OUT, but for the checkpoints, is to be the same
 however often it was killed.
 """
 

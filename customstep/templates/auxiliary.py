@@ -181,7 +181,6 @@ class AuxiliaryLoss(StepModel):
         targets = self._targets(batch.y, outputs)
         weights = self._sample_weights(batch.sample_weight, outputs)
         losses = {}
-        self._loss_is_used = True
         for name, judge in self._judges.items():
             if targets[name] is None:
                 raise ValueError(

@@ -27,7 +27,7 @@ from customstep.stochastic import NoiseToImage, StochasticStep
 
 __all__ = ["GAN"]
 
-_BLOCK = 1024  # images that are judged at once
+_BLOCK = 256  # images that are judged at once
 
 
 @keras.saving.register_keras_serializable("customstep")
@@ -199,6 +199,7 @@ class GAN(NoiseToImage, StochasticStep):
             best_of: how many images to make for each one that is returned; see `best_latents`.
             n, seed, labels, temperature: as there.
         """
+        check_integer("n", n, 1)
         labels = self._sample_labels(n, labels)
         best = dict(labels=labels, temperature=temperature, best_of=best_of)
         return self.generate(self.best_latents(n, seed, **best), labels)
@@ -207,20 +208,24 @@ class GAN(NoiseToImage, StochasticStep):
         """Noise whose images the discriminator finds the most real, each among several.
 
         Better images and a little less variety, at the price of making so many. Azadi et al. 2019
-        (arXiv:1810.06758) reject images by the discriminator; here each place has one left.
+        (arXiv:1810.06758) accept an image with a probability that the discriminator gives it; here
+        the one of `best_of` images is kept whose logit is the highest, or that of its patches on
+        average.
 
         Args:
-            n, seed, temperature: as for `latents`, of which the same seed gives the same choice.
-            labels: int `(n,)` where there are classes, else None.
-            best_of: how many to choose from, at least 1, which is to say all.
+            n, seed, temperature: as for `latents`.
+            labels: as for `sample`.
+            best_of: how many to choose from, at least 1; 1 chooses nothing.
 
         Returns:
             float32 numpy array `(n, latent_dim)`.
 
         Raises:
-            ValueError: a number is out of its range.
+            ValueError: `labels` do not fit, or a number is out of its range.
         """
+        check_integer("n", n, 1)
         check_integer("best_of", best_of, 1)
+        labels = self._sample_labels(n, labels)
         latents = self.latents(n * best_of, seed, temperature=temperature)
         if best_of == 1:
             return latents

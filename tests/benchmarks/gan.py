@@ -121,7 +121,7 @@ class Entry:
     batch_size: int
     image_range: tuple
     make: Callable
-    samplers: tuple  # of what is noted of the images, and what draws them
+    samplers: tuple  # pairs: what is added to the name, and what draws the images
 
     @property
     def name(self):

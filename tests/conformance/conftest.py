@@ -1,4 +1,4 @@
-"""Every conformance test runs over all descriptors."""
+"""Conformance tests run over all descriptors, or where that is dear over some (`sampling.py`)."""
 
 import functools
 

@@ -6,10 +6,16 @@ from tests.descriptors import DESCRIPTORS
 from tests.soak import SOAK, by_turns
 
 
+def sample(first=0, step=3):
+    """All descriptors; or, where not all is tried, every `step`-th one from `first` on."""
+    return DESCRIPTORS if SOAK else DESCRIPTORS[first::step]
+
+
 def some(first=0):
     """Marks a test to run on every third descriptor, beginning with one of the first three."""
-    chosen = DESCRIPTORS if SOAK else DESCRIPTORS[first::3]
-    return pytest.mark.parametrize("descriptor", chosen, ids=lambda descriptor: descriptor.name)
+    return pytest.mark.parametrize(
+        "descriptor", sample(first), ids=lambda descriptor: descriptor.name
+    )
 
 
 def in_turns(name, modes):

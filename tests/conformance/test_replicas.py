@@ -23,7 +23,7 @@ def train_on_two(descriptor, two_replicas, **arguments):
     return model, fit(model, descriptor, epochs=1, **arguments)
 
 
-@some()
+@some(1)
 def test_two_replicas_train_in_step_and_again_alike(descriptor, two_replicas, tmp_path):
     x, y, *_ = descriptor.batch
     model, history = train_on_two(descriptor, two_replicas, validation_data=(x, y))

@@ -43,7 +43,7 @@ def test_killed_run_in_mixed_precision_goes_on(descriptor, policy, tmp_path):
     assert history == expected
 
 
-@some()
+@some(1)
 def test_killed_run_of_several_steps_per_execution_goes_on(descriptor, reference, tmp_path):
     model, history = interrupted(
         lambda seed: descriptor.make(seed, steps_per_execution=2),
@@ -55,7 +55,7 @@ def test_killed_run_of_several_steps_per_execution_goes_on(descriptor, reference
     assert history == reference[1]
 
 
-@some()
+@some(2)
 def test_killed_run_on_two_replicas_goes_on(descriptor, two_replicas, tmp_path):
     def make(seed):
         with two_replicas.scope():

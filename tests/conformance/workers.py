@@ -17,10 +17,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tests.descriptors import CLASSES, DESCRIPTORS, FEATURES, fit, functional_classifier, state
-from tests.soak import SOAK
+from tests.conformance.sampling import sample
+from tests.descriptors import CLASSES, FEATURES, fit, functional_classifier, state
 
-TEMPLATES = DESCRIPTORS if SOAK else DESCRIPTORS[::4]
+TEMPLATES = sample(first=2, step=4)
 
 
 class Stop(keras.callbacks.Callback):
