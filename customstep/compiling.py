@@ -221,7 +221,7 @@ class CompiledModel(PersistentModel):
 
     def _check_loss_is_used(self):
         """Warns where a loss was compiled and no objective of this step has asked for it."""
-        if self.loss is not None and not self._loss_is_used:
+        if self._compile_loss is not None and not self._loss_is_used:
             warnings.warn(
                 f"No objective of {type(self).__name__} asks for the loss passed to `compile`. "
                 "Expected a call of `compiled_loss`; found none. Add "
