@@ -123,7 +123,9 @@ def training_parser(description, *, epochs, out, dataset="fashion_mini"):
         `Parser` for `begin`.
     """
     parser = Parser(description=description)
-    parser.add_argument("--dataset", default=dataset, help="a TFDS name; or a folder, which has no test split")
+    parser.add_argument(
+        "--dataset", default=dataset, help="a TFDS name; or a folder, which has no test split"
+    )
     parser.add_argument("--epochs", type=whole(1), default=epochs)
     parser.add_argument("--out", type=folder, help=f"default: {out}")
     parser.add_argument("--seed", type=seed, default=0)
