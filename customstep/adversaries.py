@@ -45,7 +45,7 @@ def check_networks(generator, discriminator, latents, labels):
             "The discriminator does not give one logit. Expected an output of (batch, 1) or "
             f"(batch, height, width, 1); received {logits.shape}. End it with `Dense(1)`."
         )
-    last = getattr(discriminator, "layers", [None])[-1]
+    last = (getattr(discriminator, "layers", None) or [None])[-1]
     if getattr(last, "activation", None) is keras.activations.sigmoid:
         raise ValueError(
             "The discriminator ends in a sigmoid. Expected logits, because every loss here "

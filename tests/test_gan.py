@@ -253,6 +253,13 @@ def test_best_of_several_are_those_with_the_highest_logits(make):
     np.testing.assert_allclose(images, model.generate(found, labels), atol=1e-6)
 
 
+def test_an_image_that_is_not_a_number_to_the_discriminator_is_not_the_best(monkeypatch):
+    model = gan()
+    latents = model.latents(3, 7)
+    monkeypatch.setattr(model, "judge", lambda *_, **__: tf.constant([[-2.0], [np.nan], [-1.0]]))
+    np.testing.assert_array_equal(model.best_latents(1, 7, best_of=3), latents[[2]])
+
+
 def test_best_of_one_is_any():
     model = gan()
     assert np.array_equal(model.best_latents(4, 7, best_of=1), model.latents(4, 7))
@@ -356,6 +363,17 @@ def test_a_penalty_may_not_take_the_name_of_a_loss():
 def test_loss_that_is_not_a_pair_is_named(loss):
     with pytest.raises(TypeError, match="Expected an object such as.*Hinge\\(\\)`; received"):
         gan(loss=loss)
+
+
+def test_discriminator_may_have_no_layers():
+    class Linear(keras.Model):
+        def build(self, shape):
+            self.kernel = self.add_weight((16, 1))
+
+        def call(self, images):
+            return keras.ops.matmul(keras.ops.reshape(images, (-1, 16)), self.kernel)
+
+    assert GAN(generator(), Linear(), 3).sample(2).shape == (2, 4, 4, 1)
 
 
 def test_probabilities_instead_of_logits_are_refused():
@@ -469,6 +487,19 @@ def test_a_penalty_of_the_generator_is_a_term_of_its_own():
     alone = plain.generator_objective(batch, False).terms
     assert terms["mode_seeking"] > 0
     np.testing.assert_allclose(terms["generator_loss"], alone["generator_loss"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_labels_in_a_column_are_alike(number):
+    penalties = [losses.ModeSeeking(0.5), losses.R1(0.1)]
+    model = GAN(generator(3), discriminator(3), 3, penalties=penalties, num_classes=3)
+    compiled(model)
+
+    def terms(labels):
+        return model.updates()[number].objective(Batch(tf.constant(IMAGES), labels), False).terms
+
+    labels = tf.constant(CLASSES)
+    assert equal(terms(labels).values(), terms(labels[:, None]).values())
 
 
 # What is made for the updates that follow

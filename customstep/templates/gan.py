@@ -237,7 +237,8 @@ class GAN(NoiseToImage, StochasticStep):
             scores = self.judge(self.generate(latents[part], classes), classes, training=False)
             logits.append(tf.reshape(tf.cast(scores, tf.float32), (len(scores), -1)))
         logits = tf.reduce_mean(tf.concat(logits, axis=0), axis=1).numpy().reshape(n, best_of)
-        return latents[np.arange(n) * best_of + logits.argmax(axis=1)]
+        best = np.where(np.isnan(logits), -np.inf, logits).argmax(axis=1)
+        return latents[np.arange(n) * best_of + best]
 
     def after_step(self, batch):
         """Moves the average; its step counts from `compile` on, and over saving and loading."""
@@ -293,7 +294,7 @@ class GAN(NoiseToImage, StochasticStep):
         if self.num_classes is None:
             return None
         check_labels(batch.y, self.num_classes)
-        return batch.y
+        return tf.reshape(batch.y, (-1,))  # a column, as Keras's own data sets have it, is alike
 
     def _check_arguments(self):
         check_integer("latent_dim", self.latent_dim, 1)
