@@ -36,15 +36,23 @@ _TABLE = 2**21  # distances that are held at once
 
 
 class Estimate(NamedTuple):
-    """A measured number and its standard error, that of drawing other images of either kind."""
+    """A measured number and how sure it is.
+
+    Attributes:
+        value: what these images have.
+        error: its standard error, that of drawing other images of either kind.
+        low, high: the 95 % confidence interval of what infinitely many images would have.
+    """
 
     value: float
     error: float
+    low: float
+    high: float
 
     @property
     def interval(self):
-        """The 95 % confidence interval, `(low, high)`, where the error is normal."""
-        return self.value - 1.96 * self.error, self.value + 1.96 * self.error
+        """`(low, high)`."""
+        return self.low, self.high
 
 
 # Distances between the distributions
@@ -56,35 +64,37 @@ def frechet_distance(real, generated):
     |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), of the means and covariances (Dowson and Landau 1982;
     Heusel et al. 2017, arXiv:1706.08500, section 4). 0 is best. Finite samples of one and the same
     distribution are apart: the value is biased upwards, about in inverse proportion to the number
-    of images.
+    of images (Chong and Forsyth 2020, arXiv:1911.07023, section 3).
 
     The standard error is the infinitesimal jackknife's, from the derivative of the distance in the
     weight of each image x: 2 (m - m')'(x - m) + (x - m)'(I - T)(x - m), where T is the linear map
-    that transports the one normal distribution to the other. It does not include the bias.
+    that transports the one normal distribution to the other. The confidence interval is around the
+    value without its bias, which is by how much halves of the images are farther apart than all
+    of them; of few images the value itself may lie above it.
 
     Args:
         real: `Features`, or an array `(n, d)`.
         generated: `Features`, or an array `(m, d)`.
 
     Returns:
-        `Estimate`.
+        `Estimate`; of fewer than 4 images, whose halves have no covariance, the interval is NaN.
 
     Raises:
         ValueError: the features are of different lengths.
     """
     real, generated = _pair(real, generated)
-    shift = generated.mean - real.mean
-    value, variance = shift @ shift, 0.0
+    shift, variance = generated.mean - real.mean, 0.0
     for one, other, sign in ((generated, real, 1), (real, generated, -1)):
         root = _power(other.covariance, 0.5)
-        product = root @ one.covariance @ root  # has the eigenvalues of C C'
-        value += np.trace(one.covariance) - np.trace(_power(product, 0.5))
-        transport = root @ _power(product, -0.5) @ root  # takes `one` to `other`
+        transport = root @ _power(root @ one.covariance @ root, -0.5) @ root  # `one` to `other`
         centered = one.values - one.mean
         bend = np.eye(len(shift)) - transport
         influence = 2 * sign * centered @ shift + ((centered @ bend) * centered).sum(1)
         variance += influence.var() / len(one)
-    return Estimate(max(0.0, float(value)), math.sqrt(variance))
+    value = _squared_frechet(real, generated)
+    halves = [_squared_frechet(*pair) for pair in zip(_halves(real), _halves(generated))]
+    bias = np.mean(halves) - value if halves else math.nan
+    return _normal(value, math.sqrt(variance), bias, at_least=0.0)
 
 
 def kernel_distance(real, generated):
@@ -99,18 +109,18 @@ def kernel_distance(real, generated):
     """
     real, generated = _pair(real, generated)
     n, m = len(real), len(generated)
-    within = [_kernel_sums(one, one) - _kernel_of_itself(one) for one in (real, generated)]
-    across = [_kernel_sums(real, generated), _kernel_sums(generated, real)]
+    within = [_kernel_sums(one, one)[0] - _kernel_of_itself(one) for one in (real, generated)]
+    across = _kernel_sums(real, generated)
     totals = [sums.sum() / (len(sums) * (len(sums) - 1)) for sums in within]
     value = sum(totals) - 2 * across[0].sum() / (n * m)
     variance = 0.0
     for inside, outside, count, others in zip(within, across, (n, m), (m, n)):
         if count < 3:
-            return Estimate(float(value), math.nan)
+            return _normal(value, math.nan)
         without = (inside.sum() - 2 * inside) / ((count - 1) * (count - 2))
         without -= 2 * (outside.sum() - outside) / ((count - 1) * others)
         variance += (count - 1) * without.var()
-    return Estimate(float(value), math.sqrt(variance))
+    return _normal(value, math.sqrt(variance))
 
 
 # What of one distribution the other one covers
@@ -164,7 +174,7 @@ def density(real, generated, *, k=5):
     inside = _Membership(generated, real, k)
     balls, points = inside.balls_of_point / k, inside.points_of_ball / k
     variance = balls.var() / len(balls) + points.var() * len(points) / len(balls) ** 2
-    return Estimate(float(balls.mean()), math.sqrt(variance))
+    return _normal(balls.mean(), math.sqrt(variance), at_least=0.0)
 
 
 def coverage(real, generated, *, k=5):
@@ -205,7 +215,7 @@ def memorization(train, test, generated):
     farther = _share_above(made, unseen)
     nearer = _share_above(-unseen, -made)  # the same pairs, seen from the test images
     error = math.sqrt(farther.var() / len(farther) + nearer.var() / len(nearer))
-    return Estimate(float(farther.mean()), error)
+    return _proportion(farther.mean(), error, min(len(farther), len(nearer)))
 
 
 # All of them
@@ -279,29 +289,39 @@ def evaluate(generated, real, *, train=None, labels=None):
     counts = {"generated": len(generated), "real": len(real)}
     if train is not None:
         counts["training"] = len(train)
-    dimensions = generated.values.shape[1]
-    if (fewest := min(len(generated), len(real))) < 10 * dimensions:
-        warnings.warn(
-            f"There are few images for these features, so that the Frechet distance is too large. "
-            f"Expected at least {10 * dimensions}, ten for each feature; received {fewest}. Take "
-            f"more, and compare only with values of as many images.",
-            stacklevel=2,
-        )
+    _check_classes(generated, labels)
+    warn_of_few(min(len(generated), len(real)), generated.values.shape[1])
     measures = frechet_distance, kernel_distance, precision, recall, density, coverage
     estimates = {measure.__name__: measure(real, generated) for measure in measures}
     if train is not None:
         estimates["memorization"] = memorization(train, real, generated)
     if labels is not None:
-        if generated.labels is None or np.shape(labels) != (len(generated),):
-            raise ValueError(
-                f"The labels cannot be checked. Expected {len(generated)} labels and a network "
-                f"that knows classes; received labels {np.shape(labels)} and "
-                f"{generated.num_classes or 'no'} classes. Leave `labels` out, or pass both."
-            )
         correct = generated.labels == np.asarray(labels)
         error = math.sqrt(correct.var() / len(correct))
-        estimates["class_accuracy"] = Estimate(float(correct.mean()), error)
+        estimates["class_accuracy"] = _proportion(correct.mean(), error, len(correct))
     return Evaluation(estimates, generated.class_shares, real.class_shares, counts)
+
+
+def warn_of_few(images, dimensions):
+    """Warns where there are fewer than ten images for each feature; see `evaluate`."""
+    if images < 10 * dimensions:
+        warnings.warn(
+            f"There are few images for these features, so that the Frechet distance is too large. "
+            f"Expected at least {10 * dimensions}, ten for each feature; received {images}. Take "
+            f"more, and compare only with values of as many images.",
+            stacklevel=3,
+        )
+
+
+def _check_classes(generated, labels):
+    if labels is None:
+        return
+    if generated.labels is None or np.shape(labels) != (len(generated),):
+        raise ValueError(
+            f"The labels cannot be checked. Expected {len(generated)} labels and a network that "
+            f"knows classes; received labels {np.shape(labels)} and "
+            f"{generated.num_classes or 'no'} classes. Leave `labels` out, or pass both."
+        )
 
 
 def _pair(a, b):
@@ -312,6 +332,42 @@ def _pair(a, b):
             f"{a.values.shape[1]} and {b.values.shape[1]}. Extract both with the same network."
         )
     return a, b
+
+
+def _normal(value, error, bias=0.0, *, at_least=-math.inf):
+    """An `Estimate` whose error is normal, around the value without its bias."""
+    low, high = np.maximum(at_least, value - bias + error * np.array([-1.96, 1.96]))
+    return Estimate(float(value), error, float(low), float(high))
+
+
+def _proportion(value, error, count):
+    """An `Estimate` of a share, with Wilson's interval of 1927, which stays within [0, 1].
+
+    It is that of as many independent draws as have this error, or of `count` where all draws were
+    alike, of which an error says nothing.
+    """
+    draws = value * (1 - value) / error**2 if 0 < value < 1 else count
+    z = 1.96 / math.sqrt(draws)
+    center, reach = value + z**2 / 2, z * math.sqrt(value * (1 - value) + z**2 / 4)
+    low, high = ((center + sign * reach) / (1 + z**2) for sign in (-1, 1))
+    return Estimate(float(value), error, max(0.0, float(low)), min(1.0, float(high)))
+
+
+def _squared_frechet(real, generated):
+    """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2))."""
+    root = _power(real.covariance, 0.5)
+    eigenvalues = np.linalg.eigvalsh(root @ generated.covariance @ root)  # those of C C'
+    cross = np.sqrt(np.maximum(eigenvalues, 0.0)).sum()
+    traces = np.trace(real.covariance) + np.trace(generated.covariance)
+    return max(0.0, ((generated.mean - real.mean) ** 2).sum() + traces - 2 * cross)
+
+
+def _halves(x):
+    """Two random halves of the features; none where a half would be a single image."""
+    if len(x) < 4:
+        return []
+    order = np.random.default_rng(0).permutation(len(x))  # labels may take turns in `x`
+    return [Features(x.values[part]) for part in np.array_split(order, 2)]
 
 
 def _power(matrix, exponent):
@@ -326,9 +382,14 @@ def _kernel_of_itself(x):
 
 
 def _kernel_sums(x, y):
-    """The sums over `y` of the kernel, one for each of `x`."""
+    """The sums over `y` of the kernel, one for each of `x`, and those over `x`."""
     d = x.values.shape[1]
-    return np.concatenate([((rows @ y.values.T / d + 1) ** 3).sum(1) for rows in _blocks(x, y)])
+    over_y, over_x = [], np.zeros(len(y))
+    for rows in _blocks(x, y):
+        table = (rows @ y.values.T / d + 1) ** 3
+        over_y.append(table.sum(1))
+        over_x += table.sum(0)
+    return np.concatenate(over_y), over_x
 
 
 def _blocks(x, y):
@@ -405,7 +466,7 @@ def _share(covered_and_alone):
     """The share of what is covered, with the jackknife's error over both sets."""
     covered, alone = covered_and_alone
     variance = covered.var() / len(covered) + alone.var() * len(alone) / len(covered) ** 2
-    return Estimate(float(covered.mean()), math.sqrt(variance))
+    return _proportion(covered.mean(), math.sqrt(variance), len(covered))
 
 
 def _share_above(values, others):

@@ -59,6 +59,20 @@ def test_frechet_distance_of_equal_features_is_zero_even_where_they_do_not_vary(
     measured = evaluation.frechet_distance(few, few[::-1])
     assert measured.value == pytest.approx(0, abs=1e-9)
     assert math.isfinite(measured.error)
+    assert all(map(math.isnan, measured.interval))
+
+
+@pytest.mark.parametrize("shift, counts", [(0, (600, 1200)), (1.5, (600, 1200)), (1.5, (900, 600))])
+def test_interval_of_the_frechet_distance_holds_that_of_the_distributions(shift, counts):
+    """The value does not: of 64 features, its bias is many times its error."""
+    repetitions, held = REPETITIONS // 4, 0
+    for seed in range(repetitions):
+        real, generated = (normal(n, 64, 2 * seed + i) for i, n in enumerate(counts))
+        generated[:, 0] += math.sqrt(shift)
+        low, high = (measured := evaluation.frechet_distance(real, generated)).interval
+        assert measured.value - shift > 3 * measured.error
+        held += low <= shift <= high
+    assert held > 0.8 * repetitions
 
 
 def spreads(measure):
@@ -182,8 +196,12 @@ def test_one_mode_of_two_has_precision_and_half_the_recall():
 
 def test_distant_images_have_neither():
     real, generated = normal(100, 4, 0), normal(100, 4, 1, shift=1000.0)
-    for name in ("precision", "recall", "density", "coverage"):
-        assert getattr(evaluation, name)(real, generated) == (0.0, 0.0)
+    assert evaluation.density(real, generated) == (0.0, 0.0, 0.0, 0.0)
+    for name in ("precision", "recall", "coverage"):
+        measured = getattr(evaluation, name)(real, generated)
+        assert measured[:3] == (0.0, 0.0, 0.0)
+        exact = 1 - 0.025 ** (1 / 100)  # of a share that leaves 100 draws empty once in 40 times
+        assert measured.high == pytest.approx(exact, abs=0.002)
 
 
 def test_copies_of_the_training_images_are_seen():
@@ -205,6 +223,15 @@ def test_memorization_is_the_mann_whitney_statistic():
     assert measured.value == pytest.approx(statistic / (20 * 30))
 
 
+def test_intervals_of_shares_stay_between_0_and_1():
+    few = normal(6, 2, 0), normal(6, 2, 1)
+    alike = evaluation.precision(few[0], few[0])
+    assert alike.value == alike.high == 1 and 0.5 < alike.low < 0.7
+    for name in ("precision", "recall", "coverage"):
+        low, high = getattr(evaluation, name)(*few).interval
+        assert 0 <= low < high <= 1
+
+
 def test_symmetric_measures_do_not_see_an_exchange():
     a, b = Features(mixed(40, 3, 0)), Features(mixed(30, 3, 1) + 0.2)
     for measure in (evaluation.frechet_distance, evaluation.kernel_distance):
@@ -223,7 +250,9 @@ def test_shares_and_accuracy_are_counts():
     assert result.class_shares.tolist() == [0.25, 0.75, 0.0]
     assert result.real_class_shares is None
     accuracy = result.estimates["class_accuracy"]
-    assert accuracy == pytest.approx((0.75, math.sqrt(0.25 * 0.75 / 40)))
+    assert accuracy[:2] == pytest.approx((0.75, math.sqrt(0.25 * 0.75 / 40)))
+    wilson = scipy.stats.binomtest(30, 40).proportion_ci(method="wilson")
+    assert accuracy.interval == pytest.approx(tuple(wilson), abs=1e-4)
     assert result.logs()["smallest_class"] == 0.0
     assert result.logs()["largest_class"] == 0.75
 
