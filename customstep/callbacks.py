@@ -14,7 +14,7 @@ from PIL import Image
 
 from customstep import grids, pictures, replicas, selection
 from customstep.checks import check_integer, check_path
-from customstep.evaluation import evaluate
+from customstep.evaluation import evaluate, warn_of_few
 from customstep.features import Features, extract
 from customstep.resuming import Resume
 
@@ -188,13 +188,18 @@ class Quality(keras.callbacks.Callback):
         samples: how many images to generate, at least 6; always of the same latent vectors. A
             conditional GAN makes as many of each class.
         every: epochs from one measurement to the next, at least 1. The first epoch always has one,
-            and the logs of the epochs between repeat the last one.
+            and the logs of the epochs between repeat the last one: let an `EarlyStopping` that
+            monitors them have a multiple of it as its patience.
         seed: of the latent vectors, 0 to 2**63 - 1.
 
     Raises:
         ValueError: a number is out of its range, or images do not fit the network; in `fit`, those
             of the model do not.
         TypeError: in `fit`, the model has no `sample(n, seed=)` or no `image_range`.
+
+    Warns:
+        UserWarning: in `fit`, there are fewer than ten images for each feature; see
+            `evaluation.evaluate`.
 
     Example:
 
@@ -217,6 +222,7 @@ class Quality(keras.callbacks.Callback):
         self._last = {}
         _check_samples(self)
         self._measure(6)  # a mistake is to be found before an epoch of training
+        warn_of_few(min(self.samples, len(self._real)), self._real.values.shape[1])
 
     def on_epoch_end(self, epoch, logs=None):
         if not self._last or (epoch + 1) % self.every == 0:
@@ -229,8 +235,8 @@ class Quality(keras.callbacks.Callback):
         finite = np.isfinite(images)
         images = np.where(finite, images, self.model.image_range[0])
         generated = extract(images, self._network, image_range=self.model.image_range)
-        with warnings.catch_warnings():  # of few samples: the docstring says it
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings():  # which would say it again at every epoch
+            warnings.filterwarnings("ignore", "There are few images")
             logs = evaluate(generated, self._real).logs()
         return logs if finite.all() else dict.fromkeys(logs, np.nan)
 

@@ -165,8 +165,8 @@ def _as_bytes(images, image_range):
         if images.dtype != np.uint8:
             raise ValueError(
                 f"The range of the images is unknown. Expected uint8, or floats and their "
-                f"`image_range`; received {images.dtype} alone. Pass image_range=(-1, 1) for the "
-                f"images of a tanh."
+                f"`image_range`; received {images.dtype} alone. Pass bytes, or to `extract` "
+                f"image_range=(-1, 1) for the images of a tanh."
             )
         return images
     check_range("image_range", image_range)
