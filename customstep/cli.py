@@ -8,12 +8,14 @@ the user's own, and keeps the traceback of what is not raised here.
 
 import argparse
 import contextlib
+import functools
 import math
 import os
 import pathlib
 import re
 import sys
 import textwrap
+import warnings
 
 import keras
 import numpy as np
@@ -63,8 +65,17 @@ def main(argv=None):
     for add_command in COMMANDS:
         add_command(commands)
     arguments = parser.parse_args(argv)
-    mistakes = () if arguments.run is _run_launch else (OSError, ValueError)
-    run(lambda: arguments.run(arguments), prog=arguments.parser.prog, mistakes=mistakes)
+    prog = arguments.parser.prog
+    if arguments.run is _run_launch:
+        run(lambda: arguments.run(arguments), prog=prog)
+        return
+    with warnings.catch_warnings():
+        warnings.showwarning = functools.partial(_show_warning, prog)
+        run(lambda: arguments.run(arguments), prog=prog, mistakes=(OSError, ValueError))
+
+
+def _show_warning(prog, message, *_, **__):
+    print(f"{prog}: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _grid(commands):
@@ -191,8 +202,8 @@ examples:
       10,000 samples and the embedded test set
   customstep evaluate gan.keras --dataset fashion_mnist
       the 10,000 test images of the whole Fashion-MNIST
-  customstep evaluate gan.keras --dataset photos --split train
-      the images of a folder
+  customstep evaluate gan.keras --dataset unseen --split train
+      the images of a folder; a folder is one split, of this name
   customstep evaluate gan.keras --network features.keras --cache runs/cache
       the features of another network, kept for the next time
 """,
@@ -404,6 +415,16 @@ def _run_evaluate(arguments):
     if test.labels is None or np.mean(test.labels == classes_of_data) < 0.5:
         labels = None  # the network knows other classes than the data have
     print(evaluate(generated, test, train=train, labels=labels))
+    print(
+        f"{arguments.model.name}, {_described(arguments)}, beside {arguments.dataset}, "
+        f"{arguments.split}, in features of {arguments.network or 'the bundled network'}: "
+        "not the FID of papers"
+    )
+
+
+def _described(arguments):
+    names = "seed", "temperature", "best_of"
+    return ", ".join(f"{name.replace('_', ' ')} {getattr(arguments, name):g}" for name in names)
 
 
 def _run_new(arguments):
@@ -542,7 +563,8 @@ def _sheet_size(gan, rows, cols, padding, scale):
 
 def _sampling(gan, arguments):
     """What `sample` and `best_latents` are told of the images that are wanted."""
-    sampling = {"temperature": arguments.temperature}
+    temperature = arguments.temperature
+    sampling = {} if temperature == 1 else {"temperature": temperature}  # which a model may lack
     if arguments.best_of == 1:
         return sampling
     if not hasattr(gan, "best_latents"):

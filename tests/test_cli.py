@@ -289,16 +289,16 @@ def drawn(tmp_path_factory):
 
 
 def evaluated(capsys, *argv):
-    """The table that `customstep evaluate` prints: `{measure: value}`."""
+    """The table that `customstep evaluate` prints, `{measure: value}`, and its last two lines."""
     main(["evaluate", *map(str, argv)])
-    lines = capsys.readouterr().out.splitlines()
-    return {line[:17].strip(): float(line[17:].split()[0]) for line in lines[1:-1]}, lines[-1]
+    _, *rows, counts, origin = capsys.readouterr().out.splitlines()
+    return {row[:17].strip(): float(row[17:].split()[0]) for row in rows}, counts, origin
 
 
 @pytest.mark.filterwarnings("ignore:There are few images")
 def test_evaluate_prints_what_the_functions_measure(drawn, capsys, tmp_path):
     few = ("--samples", "300", "--cache", tmp_path / "cache")
-    table, counts = evaluated(capsys, drawn / "gan.keras", *few)
+    table, counts, origin = evaluated(capsys, drawn / "gan.keras", *few)
     gan = load(drawn / "gan.keras")
     images = gan.sample(300, seed=0)
     generated = features.extract(images, image_range=(-1, 1))
@@ -311,13 +311,45 @@ def test_evaluate_prints_what_the_functions_measure(drawn, capsys, tmp_path):
     assert "class accuracy" in table
     assert counts == "of 300 generated, 2,000 real, 10,000 training images"
     assert len(list((tmp_path / "cache").iterdir())) == 2
-    assert evaluated(capsys, drawn / "gan.keras", *few) == (table, counts)
+    assert origin == (
+        "gan.keras, seed 0, temperature 1, best of 1, beside fashion_mini, test, in features of "
+        "the bundled network: not the FID of papers"
+    )
+    assert evaluated(capsys, drawn / "gan.keras", *few) == (table, counts, origin)
+
+
+class Painter(keras.Model):
+    """The least that `evaluate` asks for: it knows no temperature."""
+
+    image_range = (0, 1)
+
+    def latents(self, n, seed=None):
+        return np.random.default_rng(seed).uniform(size=(n, 28, 28, 1)).astype("float32")
+
+    def generate(self, latents, labels=None):
+        return latents
+
+    def sample(self, n, *, seed=None, labels=None):
+        return self.latents(n, seed)
+
+
+@pytest.mark.filterwarnings("always:There are few images")
+def test_evaluate_takes_what_makes_images_and_warns_in_a_line(drawn, capsys, monkeypatch):
+    keras.saving.register_keras_serializable("tests")(Painter)
+    painter = Painter()
+    painter.built = True
+    painter.save(drawn / "painter.keras")
+    main(["evaluate", str(drawn / "painter.keras"), "--samples", "20", "--split", "test[:100]"])
+    text, warned = capsys.readouterr()
+    assert "precision" in text
+    assert warned.startswith("customstep evaluate: warning: There are few images")
+    assert warned.count("\n") == 1
 
 
 @pytest.mark.filterwarnings("ignore:There are few images")
 def test_evaluate_takes_a_network_of_ones_own(drawn, capsys):
     options = "--samples 50 --split train[:60] --network".split()
-    table, counts = evaluated(capsys, drawn / "gan.keras", *options, drawn / "features.keras")
+    table, counts, _ = evaluated(capsys, drawn / "gan.keras", *options, drawn / "features.keras")
     assert counts == "of 50 generated, 60 real images"
     assert "largest class" in table
     assert "class accuracy" not in table  # its three classes are others
