@@ -3,6 +3,7 @@
     python examples/dcgan.py             # the embedded Fashion-MNIST
     python examples/dcgan.py --smoke     # seconds: does it run at all?
     python examples/dcgan.py --dataset fashion_mnist --epochs 4 --out runs/full
+    python examples/dcgan.py --dataset fashion_mnist --epochs 18 --width 12 --out runs/wide
 
 In `runs/dcgan/` it leaves `grid.png` and `training.gif` to look at, sheets of the epochs,
 `history.csv` and `history.png`, and the model, `gan.keras`. If killed, the same command resumes it.
@@ -33,7 +34,8 @@ from keras import layers
 LATENT_DIM = 64  # length of the noise vector that an image is made from
 BATCH_SIZE = 32  # images in a step
 EPOCHS = 24  # 312 steps each on the embedded data set
-LEARNING_RATE = 1.2e-3  # of both networks, falling to 0 over the second half
+WIDTH = 8  # of both networks: channels of every layer are a multiple; longer runs want more
+LEARNING_RATE = 1.2e-3  # of both networks at this width, falling to 0 over the second half
 BETAS = dict(beta_1=0.0, beta_2=0.99)  # Adam's memories; the usual, longer ones make GANs swing
 MODE_SEEKING = 0.5  # weight of the term that keeps the images of a class different
 EMA_DECAY = 0.998  # memory of the averaged generator, about 500 steps
@@ -47,17 +49,17 @@ def load_data(dataset, smoke):
     return (data.take(4) if smoke else data), images.class_names
 
 
-def build_generator(channels, num_classes):
+def build_generator(channels, num_classes, width):
     """Noise `(64,)` and a label to an image `(28, 28, channels)` in [-1, 1]; 0.7 M weights."""
     latents, label = keras.Input((LATENT_DIM,)), keras.Input((), dtype="int32")
     near_one = keras.initializers.RandomNormal(1.0, 0.5)
     scale = layers.Embedding(num_classes, LATENT_DIM, embeddings_initializer=near_one)(label)
     shift = layers.Embedding(num_classes, LATENT_DIM)(label)
     x = layers.Concatenate()([layers.Multiply()([latents, scale]), shift])
-    x = layers.Dense(7 * 7 * 96, use_bias=False)(x)
+    x = layers.Dense(7 * 7 * 12 * width, use_bias=False)(x)
     x = layers.ReLU()(FusedBatchNormalization(momentum=0.9)(x))
-    x = layers.Reshape((7, 7, 96))(x)
-    for filters in (32, 16):
+    x = layers.Reshape((7, 7, 12 * width))(x)
+    for filters in (4 * width, 2 * width):
         x = layers.Conv2DTranspose(filters, 4, strides=2, padding="same", use_bias=False)(x)
         x = layers.ReLU()(FusedBatchNormalization(momentum=0.9)(x))
     x = layers.Conv2D(channels, 3, padding="same")(x)
@@ -65,26 +67,26 @@ def build_generator(channels, num_classes):
     return keras.Model([latents, label], images, name="generator")
 
 
-def build_discriminator(channels, num_classes):
+def build_discriminator(channels, num_classes, width):
     """An image and a label to one logit, "how real is it, as one of these?"; 0.4 M weights."""
     images, label = keras.Input((*IMAGE_SIZE, channels)), keras.Input((), dtype="int32")
     x = images
-    for filters in (24, 48, 96):
+    for filters in (3 * width, 6 * width, 12 * width):
         x = layers.LeakyReLU(0.2)(layers.Conv2D(filters, 4, strides=2, padding="same")(x))
     x = layers.Flatten()(x)
     x = layers.Concatenate()([x, MinibatchDeviation()(x)])
-    x = layers.LeakyReLU(0.2)(layers.Dense(192)(x))
-    of_class = layers.Embedding(num_classes, 192, embeddings_initializer="zeros")(label)
+    x = layers.LeakyReLU(0.2)(layers.Dense(24 * width)(x))
+    of_class = layers.Embedding(num_classes, 24 * width, embeddings_initializer="zeros")(label)
     of_class = layers.Dot(1, dtype="float32")([x, of_class])
     logits = layers.Add(dtype="float32")([layers.Dense(1, dtype="float32")(x), of_class])
     return keras.Model([images, label], logits, name="discriminator")
 
 
-def build_gan(channels, num_classes, steps, steps_per_execution):
+def build_gan(channels, num_classes, steps, steps_per_execution, width=WIDTH):
     """The GAN, compiled for so many steps; it returns to Python after `steps_per_execution`."""
     gan = customstep.OnePassGAN(
-        build_generator(channels, num_classes),
-        build_discriminator(channels, num_classes),
+        build_generator(channels, num_classes, width),
+        build_discriminator(channels, num_classes, width),
         LATENT_DIM,
         loss=losses.Hinge(),
         penalties=[losses.ModeSeeking(MODE_SEEKING)],
@@ -93,7 +95,7 @@ def build_gan(channels, num_classes, steps, steps_per_execution):
     )
     gan.compile(
         {who: keras.optimizers.Adam(**BETAS) for who in ("discriminator", "generator")},
-        schedule_lr=LinearDecay(LEARNING_RATE, steps=steps),
+        schedule_lr=LinearDecay(LEARNING_RATE * math.sqrt(WIDTH / width), steps=steps),
         steps_per_execution=steps_per_execution,
     )
     return gan
@@ -101,12 +103,14 @@ def build_gan(channels, num_classes, steps, steps_per_execution):
 
 def main(argv=None):
     parser = scripts.training_parser(__doc__, epochs=EPOCHS, out="runs/dcgan")
+    parser.add_argument("--width", type=scripts.whole(1), default=WIDTH, help="of the networks")
     args = scripts.begin(parser, argv)
+    args.resuming["configuration"]["width"] = args.width
     data, class_names = load_data(args.dataset, args.smoke)
     channels, num_classes = data.element_spec[0].shape[-1], len(class_names)
     steps = args.epochs * len(data)
 
-    gan = build_gan(channels, num_classes, steps, math.gcd(len(data), 24))
+    gan = build_gan(channels, num_classes, steps, math.gcd(len(data), 24), args.width)
     resume = customstep.Resume(args.out / "checkpoints", **args.resuming)
     history = gan.fit(
         data,

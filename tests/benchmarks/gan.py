@@ -233,9 +233,10 @@ def _operations(op):
     return 0
 
 
-def convolution_peak():
-    """The best of some large 3x3 convolutions, in operations a second."""
-    dtype = tf.as_dtype(keras.DTypePolicy(POLICY).compute_dtype)
+@functools.cache
+def convolution_peak(policy):
+    """The best of some large 3x3 convolutions in its type, in operations a second."""
+    dtype = tf.as_dtype(keras.DTypePolicy(policy).compute_dtype)
     peaks = []
     for size, channels in ((28, 64), (14, 128), (7, 256), (14, 256)):
         x = tf.cast(tf.random.normal((64, size, size, channels)), dtype)
@@ -257,14 +258,21 @@ def convolution_peak():
     return max(peaks)
 
 
-KINDS = ("convolutions", "dense layers", "other layers and losses", "optimizers", "averages, noise")
+KINDS = (
+    "convolutions",
+    "dense layers",
+    "other layers",
+    "optimizers",
+    "losses, averages, noise",
+)
 
 
 def profile(model, data):
-    """Dict of kind to seconds a step that operations take, which run two at a time at most.
+    """Seconds a step: a dict of those that each kind of operations takes, and those without any.
 
-    What a network, a tape or an optimizer does bears its name; the average of the generator and
-    the noise are at the top level.
+    Operations run two at a time at most. What a network, a tape or an optimizer does bears its
+    name; the losses, the average of the generator and the noise are at the top level. Between
+    operations are Python, and TensorFlow's own preparations.
     """
     seconds_per_step(model, data)
     with tempfile.TemporaryDirectory() as folder:
@@ -272,21 +280,29 @@ def profile(model, data):
         train(model, data, _steps(data))
         tf.profiler.experimental.stop()
         [path] = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
-        seconds = _by_kind(pathlib.Path(path).read_bytes())
-        return collections.Counter({kind: s / _steps(data) for kind, s in seconds.items()})
+        events = list(_events(pathlib.Path(path).read_bytes()))
+    seconds = collections.Counter()
+    idle, until = 0.0, min(start for _, start, _ in events)
+    for kind, start, end in sorted(events, key=lambda event: event[1]):
+        seconds[kind] += end - start
+        idle += max(0.0, start - until)
+        until = max(until, end)
+    per_step = {kind: total / _steps(data) for kind, total in seconds.items()}
+    return collections.Counter(per_step), idle / _steps(data)
 
 
-def _by_kind(recorded):
+def _events(recorded):
+    """Yields the kind, the start and the end in seconds of every operation of a step."""
     space = xplane_pb2.XSpace()
     space.ParseFromString(recorded)
-    seconds = collections.Counter()
     for plane in space.planes:
-        for event in (event for line in plane.lines for event in line.events):
-            path, _, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
-            if "PartitionedCall/" in path:
-                path = path.rpartition("PartitionedCall/")[2]
-                seconds[_kind(path, kind)] += event.duration_ps / 1e12
-    return seconds
+        for line in plane.lines:
+            for event in line.events:
+                path, _, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
+                if "PartitionedCall/" in path:
+                    path = path.rpartition("PartitionedCall/")[2]
+                    start = line.timestamp_ns / 1e9 + event.offset_ps / 1e12
+                    yield _kind(path, kind), start, start + event.duration_ps / 1e12
 
 
 def _kind(path, kind):
@@ -294,7 +310,7 @@ def _kind(path, kind):
         return KINDS[0]
     if "MatMul" in kind:
         return KINDS[1]
-    depth = path.count("/")
+    depth = path.removeprefix("gradient_tape/").count("/")
     if depth == 1:  # "generator/Sqrt_3", of the optimizer of that name
         return KINDS[3]
     return KINDS[2] if depth else KINDS[4]
@@ -310,7 +326,8 @@ def seconds_to_read(data, batches=2000):
     return (time.perf_counter() - start) / batches
 
 
-def print_profile(entry, model, data, peak):
+def print_profile(entry, model, data):
+    peak = convolution_peak(entry.policy)
     step = seconds_per_step(model, data)
     work = operations(model, data)
     reading = seconds_to_read(data)
@@ -319,10 +336,11 @@ def print_profile(entry, model, data, peak):
         f"  {work / 1e9:.2f} G operations, at the peak of {peak / 1e9:.0f} G/s "
         f"{1e3 * work / peak:.2f} ms: the step takes {step * peak / work:.2f} times the limit"
     )
-    spent = profile(model, data)
+    spent, idle = profile(model, data)
     for kind in KINDS:
         share = spent[kind] / spent.total()
-        print(f"  {kind:<24} {1e3 * spent[kind]:6.2f} ms of operations, {share:.0%}")
+        print(f"  {kind:<24} {1e3 * spent[kind]:6.2f} ms of operations, {share:.0%} of them")
+    print(f"  {'Python, between them':<24} {1e3 * idle:6.2f} ms, {idle / step:.1%} of the step")
     print(f"  {'input, made alone':<24} {1e3 * reading:6.2f} ms, {reading / step:.1%} of the step")
 
 
@@ -334,13 +352,17 @@ def print_scaling(entry, model, images):
         took = min(seconds_per_step(model, data, 120) for _ in range(3))
         print(f" {batch_size}: {1e3 * took:.1f} ms ({batch_size / took:.0f} images/s)", end=";")
     data = entry.data(images)
-    seconds_per_step(model, data)
-    before = _memory()
-    seconds_per_step(model, data, 2000)
-    print(f"\nMemory: {before:.0f} MB at most before, {_memory():.0f} MB after 2,000 more steps")
+    print("\nMemory after more steps:", end="", flush=True)
+    for number in range(5):
+        seconds_per_step(model, data, 1000)
+        print(f" {1000 * (number + 1):,}: {_memory():.0f} MB", end=";", flush=True)
+    print()
 
 
 def _memory():
+    """Megabytes in use; where the system does not tell, the most there ever were."""
+    if (told := pathlib.Path("/proc/self/statm")).exists():
+        return int(told.read_text().split()[1]) * resource.getpagesize() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
@@ -353,14 +375,18 @@ def compare_quality(args):
     images = datasets.read_images(args.dataset, data_dir=args.data_dir)
     test = datasets.read_images(args.dataset, "test", data_dir=args.data_dir)
     real = features.extract(test.images, network)
-    other_real = features.extract(images.images[:SAMPLES], network)
+    seen = features.extract(images.images, network)
+    some = features.extract(images.images[:SAMPLES], network)
     print(
         f"\n{args.quality:.0f} s of training on {args.dataset}; {SAMPLES:,} images against "
         f"{len(test.labels):,} test images"
     )
-    print("| run | seed | time | images seen | Frechet | precision | recall | classes | as asked |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    _print_quality("real training images", "", "", "", evaluation.evaluate(other_real, real))
+    print(
+        "| run | seed | time | images seen | Frechet | precision | recall | memorization | classes "
+        "| as asked |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    _print_quality("real training images", "", "", "", evaluation.evaluate(some, real))
     for entry in (entry for entry in ENTRIES if entry.letter in args.runs):
         data = entry.data(images)
         probe = entry.model(10_000)
@@ -371,20 +397,22 @@ def compare_quality(args):
             took = timing.seconds(functools.partial(train, model, data, steps))
             classes = getattr(model, "num_classes", None)  # `sample` takes them in turn
             labels = [n % classes for n in range(SAMPLES)] if classes else None
-            seen = f"{steps * entry.batch_size:,}"
+            count = f"{steps * entry.batch_size:,}"
             for note, images_of in entry.samplers:
                 made = features.extract(images_of(model), network, image_range=entry.image_range)
-                found = evaluation.evaluate(made, real, labels=labels)
-                _print_quality(entry.name + note, seed, f"{took:.0f} s", seen, found)
+                found = evaluation.evaluate(made, real, train=seen, labels=labels)
+                _print_quality(entry.name + note, seed, f"{took:.0f} s", count, found)
 
 
 def _print_quality(name, seed, took, seen, found):
     values = {key: estimate.value for key, estimate in found.estimates.items()}
     shares = f"{min(found.class_shares):.3f} to {max(found.class_shares):.3f}"
-    asked = f"{values['class_accuracy']:.3f}" if "class_accuracy" in values else ""
+    copies, asked = (
+        f"{values[key]:.3f}" if key in values else "" for key in ("memorization", "class_accuracy")
+    )
     print(
         f"| {name} | {seed} | {took} | {seen} | {values['frechet_distance']:.2f} | "
-        f"{values['precision']:.3f} | {values['recall']:.3f} | {shares} | {asked} |",
+        f"{values['precision']:.3f} | {values['recall']:.3f} | {copies} | {shares} | {asked} |",
         flush=True,
     )
 
@@ -404,9 +432,8 @@ def main(argv=None):
     if not args.no_speed:
         images = datasets.read_images(args.dataset, data_dir=args.data_dir)
         runs = compare_speed(images)
-        peak = convolution_peak()
         for entry, model, data in runs:
-            print_profile(entry, model, data, peak)
+            print_profile(entry, model, data)
         entry, model, _ = runs[-1]
         print_scaling(entry, model, images)
     if args.quality:
