@@ -417,7 +417,7 @@ def _run_evaluate(arguments):
     print(evaluate(generated, test, train=train, labels=labels))
     print(
         f"{arguments.model.name}, {_described(arguments)}, beside {arguments.dataset}, "
-        f"{arguments.split}, in features of {arguments.network or 'the bundled network'}: "
+        f"{arguments.split}\nin features of {arguments.network or 'the bundled network'}: "
         "not the FID of papers"
     )
 

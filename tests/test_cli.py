@@ -289,10 +289,11 @@ def drawn(tmp_path_factory):
 
 
 def evaluated(capsys, *argv):
-    """The table that `customstep evaluate` prints, `{measure: value}`, and its last two lines."""
+    """The table that `customstep evaluate` prints, `{measure: value}`, and what stands below it."""
     main(["evaluate", *map(str, argv)])
-    _, *rows, counts, origin = capsys.readouterr().out.splitlines()
-    return {row[:17].strip(): float(row[17:].split()[0]) for row in rows}, counts, origin
+    _, *rows, counts, model, network = capsys.readouterr().out.splitlines()
+    table = {row[:17].strip(): float(row[17:].split()[0]) for row in rows}
+    return table, counts, f"{model} {network}"
 
 
 @pytest.mark.filterwarnings("ignore:There are few images")
@@ -312,7 +313,7 @@ def test_evaluate_prints_what_the_functions_measure(drawn, capsys, tmp_path):
     assert counts == "of 300 generated, 2,000 real, 10,000 training images"
     assert len(list((tmp_path / "cache").iterdir())) == 2
     assert origin == (
-        "gan.keras, seed 0, temperature 1, best of 1, beside fashion_mini, test, in features of "
+        "gan.keras, seed 0, temperature 1, best of 1, beside fashion_mini, test in features of "
         "the bundled network: not the FID of papers"
     )
     assert evaluated(capsys, drawn / "gan.keras", *few) == (table, counts, origin)
