@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from customstep.checks import check_integer
-from customstep.features import Features
+from customstep.features import Features, symmetric_power
 
 __all__ = [
     "Estimate",
@@ -85,8 +85,9 @@ def frechet_distance(real, generated):
     real, generated = _pair(real, generated)
     shift, variance = generated.mean - real.mean, 0.0
     for one, other, sign in ((generated, real, 1), (real, generated, -1)):
-        root = _power(other.covariance, 0.5)
-        transport = root @ _power(root @ one.covariance @ root, -0.5) @ root  # `one` to `other`
+        root = other.covariance_root
+        product = root @ one.covariance @ root
+        transport = root @ symmetric_power(product, -0.5) @ root  # takes `one` to `other`
         centered = one.values - one.mean
         bend = np.eye(len(shift)) - transport
         influence = 2 * sign * centered @ shift + ((centered @ bend) * centered).sum(1)
@@ -355,7 +356,7 @@ def _proportion(value, error, count):
 
 def _squared_frechet(real, generated):
     """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2))."""
-    root = _power(real.covariance, 0.5)
+    root = real.covariance_root
     eigenvalues = np.linalg.eigvalsh(root @ generated.covariance @ root)  # those of C C'
     cross = np.sqrt(np.maximum(eigenvalues, 0.0)).sum()
     traces = np.trace(real.covariance) + np.trace(generated.covariance)
@@ -368,13 +369,6 @@ def _halves(x):
         return []
     order = np.random.default_rng(0).permutation(len(x))  # labels may take turns in `x`
     return [Features(x.values[part]) for part in np.array_split(order, 2)]
-
-
-def _power(matrix, exponent):
-    """A power of a symmetric positive semi-definite matrix; that of a zero eigenvalue is zero."""
-    values, vectors = np.linalg.eigh(matrix)
-    kept = values > values[-1] * len(values) * np.finfo(values.dtype).eps
-    return (vectors[:, kept] * values[kept] ** exponent) @ vectors[:, kept].T
 
 
 def _kernel_of_itself(x):

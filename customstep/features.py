@@ -36,6 +36,7 @@ class Features:
     Attributes:
         mean: float64 `(d,)`.
         covariance: float64 `(d, d)`, unbiased.
+        covariance_root: float64 `(d, d)`, its symmetric root.
         class_shares: float `(num_classes,)`, the share of each class; None without labels.
 
     Raises:
@@ -82,6 +83,11 @@ class Features:
         centered = self.values - self.mean
         return centered.T @ centered / (len(self) - 1)
 
+    @functools.cached_property
+    def covariance_root(self):
+        """The symmetric root of `covariance`."""
+        return symmetric_power(self.covariance, 0.5)
+
     @property
     def class_shares(self):
         if self.labels is None:
@@ -92,6 +98,13 @@ class Features:
     def radii(self):
         """A dict of the neighbour's rank k to `(n,)` distances, filled by `evaluation`."""
         return {}
+
+
+def symmetric_power(matrix, exponent):
+    """A power of a symmetric positive semi-definite matrix; that of a zero eigenvalue is zero."""
+    values, vectors = np.linalg.eigh(matrix)
+    kept = values > values[-1] * len(values) * np.finfo(values.dtype).eps
+    return (vectors[:, kept] * values[kept] ** exponent) @ vectors[:, kept].T
 
 
 def extract(images, network=None, *, image_range=None, cache=None):

@@ -15,7 +15,7 @@ Draw more from it, and measure how good it is:
 Measured on two shared cores that compute in bfloat16: 116 s in all. The losses end near 0.69
 (discriminator) and 1.11 (generator); the picture is `assets/dcgan_grid.png`. On the whole of
 Fashion-MNIST, 4 epochs took 136 s (`assets/dcgan_120s.png`), 20 took 681 s (`dcgan_600s.png`) and
-16 of the wider networks, whose steps are 1.7 times as long, 1,034 s on a busy machine.
+16 of the wider networks, whose steps are 1.6 times as long, 1,034 s on a busy machine.
 
 The networks are small DCGANs (Radford, Metz and Chintala 2016, arXiv:1511.06434) that are told the
 class: the generator by scaling its noise, the discriminator by projection (Miyato and Koyama 2018,
@@ -51,7 +51,7 @@ def load_data(dataset, smoke):
 
 
 def scaled(channels, width):
-    """As many channels at this width: a multiple of 8, with which convolutions are fast."""
+    """So many channels at this width, rounded up to a multiple of 8."""
     return 8 * math.ceil(channels * width / WIDTH / 8)
 
 
